@@ -1,0 +1,228 @@
+import { randomUUID } from 'node:crypto';
+import type { Executor } from './pool.ts';
+
+export type Approval = 'pending' | 'approved' | 'rejected';
+
+/** A person with a password. */
+export interface User {
+  readonly userId: string;
+  readonly username: string;
+  readonly displayName: string;
+  /** Empty: none. */
+  readonly email: string;
+  readonly isSuperUser: boolean;
+  readonly isLocked: boolean;
+  readonly approval: Approval;
+  readonly passwordHash: string;
+  /** null: never. */
+  readonly passwordExpiresAt: Date | null;
+  /** By the database's clock, when the row was read. */
+  readonly passwordHasExpired: boolean;
+  readonly mustChange: boolean;
+  /** Old passwords looked at since the last right one, within the window that began so long ago. */
+  readonly oldPasswordAttempts: number;
+  readonly oldPasswordAttemptsAgeMs: number;
+}
+
+export interface UserRow {
+  user_id: string;
+  username: string;
+  display_name: string;
+  email: string;
+  is_super_user: number;
+  is_locked: number;
+  approval: Approval;
+  password_hash: string;
+  password_expires_at: Date | null;
+  password_has_expired: number;
+  must_change: number;
+  old_password_attempts: number;
+  old_password_attempts_age_us: number | string | null;
+}
+
+/** The columns of a UserRow, of the table with the alias `u`. */
+export const USER_COLUMNS = `
+  u.user_id, u.username, u.display_name, u.email, u.is_super_user, u.is_locked, u.approval, u.password_hash,
+  u.password_expires_at, COALESCE(u.password_expires_at <= UTC_TIMESTAMP(6), 0) AS password_has_expired, u.must_change,
+  u.old_password_attempts,
+  TIMESTAMPDIFF(MICROSECOND, u.old_password_attempts_since, UTC_TIMESTAMP(6)) AS old_password_attempts_age_us`;
+
+export function toUser(row: UserRow): User {
+  return {
+    userId: row.user_id,
+    username: row.username,
+    displayName: row.display_name,
+    email: row.email,
+    isSuperUser: row.is_super_user === 1,
+    isLocked: row.is_locked === 1,
+    approval: row.approval,
+    passwordHash: row.password_hash,
+    passwordExpiresAt: row.password_expires_at,
+    passwordHasExpired: Number(row.password_has_expired) === 1,
+    mustChange: row.must_change === 1,
+    oldPasswordAttempts: row.old_password_attempts,
+    oldPasswordAttemptsAgeMs: Number(row.old_password_attempts_age_us ?? 0) / 1000,
+  };
+}
+
+/** The form in which usernames are stored and looked up: case does not tell two people apart. */
+export const normaliseUsername = (username: string) => username.normalize('NFC').toLowerCase();
+
+export async function findUser(db: Executor, userId: string): Promise<User | undefined> {
+  const [row] = await db.rows<UserRow>(`SELECT ${USER_COLUMNS} FROM users u WHERE u.user_id = ?`, [userId]);
+  return row && toUser(row);
+}
+
+export async function findUserByName(db: Executor, username: string): Promise<User | undefined> {
+  const [row] = await db.rows<UserRow>(`SELECT ${USER_COLUMNS} FROM users u WHERE u.username = ?`, [
+    normaliseUsername(username),
+  ]);
+  return row && toUser(row);
+}
+
+/**
+ * Counts one look at an old password, before it is taken. A window that has passed begins anew.
+ * @returns false, with nothing counted, if the limit is reached.
+ */
+export async function countOldPasswordAttempt(
+  db: { writeRepeatably: Executor['write'] },
+  userId: string,
+  guard: { limit: number; windowSeconds: number },
+): Promise<boolean> {
+  // Assignments take effect from left to right: the first one still sees when the old window began.
+  const { matched } = await db.writeRepeatably(
+    `UPDATE users SET
+       old_password_attempts = IF(old_password_attempts_since > UTC_TIMESTAMP(6) - INTERVAL ? SECOND, old_password_attempts + 1, 1),
+       old_password_attempts_since = IF(old_password_attempts = 1, UTC_TIMESTAMP(6), old_password_attempts_since)
+     WHERE user_id = ? AND (old_password_attempts < ? OR old_password_attempts_since IS NULL
+       OR old_password_attempts_since <= UTC_TIMESTAMP(6) - INTERVAL ? SECOND)`,
+    [guard.windowSeconds, userId, guard.limit, guard.windowSeconds],
+  );
+  return matched === 1;
+}
+
+/** Forgets the attempts, if the password is still the one that was just proven. */
+export async function resetOldPasswordAttempts(
+  db: { writeRepeatably: Executor['write'] },
+  userId: string,
+  provenHash: string,
+): Promise<void> {
+  await db.writeRepeatably(
+    `UPDATE users SET old_password_attempts = 0, old_password_attempts_since = NULL
+     WHERE user_id = ? AND password_hash = ?`,
+    [userId, provenHash],
+  );
+}
+
+export interface NewPassword {
+  readonly hash: string;
+  readonly setAt: Date;
+  /** null: never. */
+  readonly expiresAt: Date | null;
+  readonly mustChange: boolean;
+}
+
+/**
+ * Sets a password, on condition that the stored hash is still `expectedHash` (null: whatever it is).
+ * @returns false if it is another one, or the user is gone.
+ */
+export async function replacePassword(
+  tx: Executor,
+  userId: string,
+  expectedHash: string | null,
+  { hash, setAt, expiresAt, mustChange }: NewPassword,
+): Promise<boolean> {
+  const { matched } = await tx.write(
+    `UPDATE users SET password_hash = ?, password_set_at = ?, password_expires_at = ?, must_change = ?,
+       old_password_attempts = 0, old_password_attempts_since = NULL
+     WHERE user_id = ? AND password_hash = COALESCE(?, password_hash)`,
+    [hash, setAt, expiresAt, mustChange, userId, expectedHash],
+  );
+  return matched === 1;
+}
+
+/** Replaces a hash by a stronger one of the same password. @returns false if the password was changed meanwhile. */
+export async function upgradeHash(
+  tx: Executor,
+  userId: string,
+  expectedHash: string,
+  hash: string,
+): Promise<boolean> {
+  const { matched } = await tx.write(
+    'UPDATE users SET password_hash = ? WHERE user_id = ? AND password_hash = ?',
+    [hash, userId, expectedHash],
+  );
+  return matched === 1;
+}
+
+/** Waits until no transaction that changes this user is under way. */
+export async function lockUser(tx: Executor, userId: string): Promise<void> {
+  await tx.rows('SELECT user_id FROM users WHERE user_id = ? FOR UPDATE', [userId]);
+}
+
+export interface UserToCreate {
+  readonly username: string;
+  readonly displayName: string;
+  readonly email: string;
+  readonly isSuperUser: boolean;
+  readonly approval: Approval;
+  readonly passwordHash: string;
+  /** 0: never. */
+  readonly passwordExpiryDays: number;
+  readonly mustChange: boolean;
+}
+
+/** @returns the new user's ID. @throws errno 1062 if the name is taken. */
+export async function insertUser(tx: Executor, user: UserToCreate): Promise<string> {
+  const userId = randomUUID();
+  await tx.write(
+    `INSERT INTO users (user_id, username, display_name, email, is_super_user, approval, created_at, password_hash,
+       password_set_at, password_expires_at, must_change)
+     VALUES (?, ?, ?, ?, ?, ?, UTC_TIMESTAMP(6), ?, UTC_TIMESTAMP(6),
+       IF(? = 0, NULL, UTC_TIMESTAMP(6) + INTERVAL ? DAY), ?)`,
+    [
+      userId,
+      normaliseUsername(user.username),
+      user.displayName,
+      user.email,
+      user.isSuperUser,
+      user.approval,
+      user.passwordHash,
+      user.passwordExpiryDays,
+      user.passwordExpiryDays,
+      user.mustChange,
+    ],
+  );
+  return userId;
+}
+
+/** In the order of their names, from the one after `afterUsername`. */
+export async function listUsers(db: Executor, afterUsername: string, limit: number): Promise<User[]> {
+  const rows = await db.rows<UserRow>(
+    `SELECT ${USER_COLUMNS} FROM users u WHERE u.username > ? ORDER BY u.username LIMIT ?`,
+    [afterUsername, String(limit)],
+  );
+  return rows.map(toUser);
+}
+
+/** @returns false if there is no such user. */
+export async function setLocked(tx: Executor, userId: string, isLocked: boolean): Promise<boolean> {
+  return (
+    (await tx.write('UPDATE users SET is_locked = ? WHERE user_id = ?', [isLocked, userId])).matched === 1
+  );
+}
+
+/** @returns false if there is no such user. */
+export async function setApproval(tx: Executor, userId: string, approval: Approval): Promise<boolean> {
+  return (
+    (await tx.write('UPDATE users SET approval = ? WHERE user_id = ?', [approval, userId])).matched === 1
+  );
+}
+
+/** @returns false if there is no such user. */
+export async function setSuperUser(tx: Executor, userId: string, isSuperUser: boolean): Promise<boolean> {
+  return (
+    (await tx.write('UPDATE users SET is_super_user = ? WHERE user_id = ?', [isSuperUser, userId]))
+      .matched === 1
+  );
+}

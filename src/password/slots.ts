@@ -1,0 +1,147 @@
+import type { Wait } from '../call.ts';
+import { Refusal } from './errors.ts';
+import { FairQueue } from './fair_queue.ts';
+
+/** Somebody who wants to hash: who it is, for fairness, and how long somebody waits for it. */
+export interface Applicant {
+  /** From the widest to the narrowest: application, peer, user. */
+  readonly path: readonly string[];
+  readonly wait: Wait;
+  /** How many hashes will be made one after the other. */
+  readonly hashes: number;
+}
+
+interface Waiting {
+  readonly applicant: Applicant;
+  readonly start: () => void;
+  readonly refuse: (refusal: Refusal) => void;
+}
+
+/** Weight of the newest measurement in the moving average of a hash's time: some twenty hashes look back. */
+const NEWEST_WEIGHT = 0.1;
+/** The change must still be stored once it is hashed. */
+const STORE_RESERVE_MS = 20;
+const RETRY_AFTER_MIN_MS = 100;
+const RETRY_AFTER_MAX_MS = 10_000;
+
+/**
+ * The bound on concurrent hashing. Waiting is fair and bounded; who cannot be served before the own deadline is
+ * told so at once, and who stops waiting is never served.
+ *
+ * As many slots as cores + 1 keep the libuv pool (as many threads as cores) busy while one call talks to the
+ * database; more cost memory and latency and bring nothing.
+ */
+export class Slots {
+  readonly #capacity: number;
+  readonly #queueLength: number;
+  readonly #queue = new FairQueue<Waiting>();
+  #taken = 0;
+  #hashMs: number;
+
+  /** @param hashMs what one hash is expected to take, until there are measurements. */
+  constructor(capacity: number, queueLength: number, hashMs: number) {
+    this.#capacity = capacity;
+    this.#queueLength = queueLength;
+    this.#hashMs = hashMs;
+  }
+
+  get taken(): number {
+    return this.#taken;
+  }
+
+  get waiting(): number {
+    return this.#queue.size;
+  }
+
+  /** Expected time of one hash, slots all busy, in milliseconds. */
+  get hashMs(): number {
+    return this.#hashMs;
+  }
+
+  /** Tells what a hash took. */
+  measured(ms: number): void {
+    this.#hashMs += (ms - this.#hashMs) * NEWEST_WEIGHT;
+  }
+
+  /**
+   * Runs `work` in a slot.
+   * @throws Refusal OVERLOADED if there is no room before the deadline; DEADLINE_EXCEEDED or CANCELLED if nobody
+   *   waits any more.
+   */
+  async run<T>(applicant: Applicant, work: () => Promise<T>): Promise<T> {
+    applicant.wait.throwIfOver();
+    await applicant.wait.timed('queue', async () => this.#take(applicant));
+    try {
+      return await work();
+    } finally {
+      this.#taken--;
+      this.#startNext();
+    }
+  }
+
+  #take(applicant: Applicant): Promise<void> | undefined {
+    const expectedMs = this.#expectedMs(applicant);
+    if (expectedMs > applicant.wait.remainingMs()) throw overloaded(expectedMs);
+    if (this.#taken < this.#capacity) {
+      this.#taken++;
+      return undefined;
+    }
+    return new Promise((resolve, reject) => {
+      const leave = () => {
+        if (this.#queue.delete(applicant.path, waiting))
+          reject(asRefusal(() => applicant.wait.throwIfOver()));
+      };
+      const settle = (then: () => void) => {
+        applicant.wait.signal.removeEventListener('abort', leave);
+        then();
+      };
+      const waiting: Waiting = {
+        applicant,
+        start: () => settle(resolve),
+        refuse: (refusal) => settle(() => reject(refusal)),
+      };
+      applicant.wait.signal.addEventListener('abort', leave, { once: true });
+      this.#queue.push(applicant.path, waiting);
+      if (this.#queue.size > this.#queueLength) this.#queue.dropFromLongest()?.refuse(overloaded(expectedMs));
+    });
+  }
+
+  /** How long until `applicant` would be done if it came now, in milliseconds. */
+  #expectedMs({ path, hashes }: Applicant): number {
+    const own = hashes * this.#hashMs + STORE_RESERVE_MS;
+    if (this.#taken < this.#capacity) return own;
+    const before = this.#queue.ahead(path) + 1;
+    return (before / this.#capacity) * hashes * this.#hashMs + own;
+  }
+
+  #startNext(): void {
+    while (this.#taken < this.#capacity) {
+      const next = this.#queue.shift();
+      if (!next) return;
+      const { wait, hashes } = next.applicant;
+      const neededMs = hashes * this.#hashMs;
+      if (wait.remainingMs() < neededMs) {
+        next.refuse(overloaded(neededMs));
+        continue;
+      }
+      this.#taken++;
+      next.start();
+    }
+  }
+}
+
+function overloaded(expectedMs: number): Refusal {
+  const jittered = expectedMs * (1 + Math.random());
+  return new Refusal('OVERLOADED', {
+    retryAfterMs: Math.round(Math.min(RETRY_AFTER_MAX_MS, Math.max(RETRY_AFTER_MIN_MS, jittered))),
+  });
+}
+
+function asRefusal(check: () => void): Refusal {
+  try {
+    check();
+  } catch (error) {
+    if (error instanceof Refusal) return error;
+  }
+  return new Refusal('CANCELLED');
+}
