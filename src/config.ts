@@ -137,6 +137,7 @@ const schema = z.strictObject({
     shutdown_grace_seconds: int(0, 3600, 20),
   }),
   retention: section({
+    sweep_seconds: int(1, 86_400, 60),
     idempotency_hours: int(1, 8760, 24),
     session_days: int(0, DAYS_MAX, 30),
     audit_days: int(0, DAYS_MAX, 0),

@@ -4,24 +4,30 @@ import { FileDescriptorProtoSchema, FileDescriptorSetSchema } from '@bufbuild/pr
 import { Server, ServerCredentials, type ServiceDefinition } from '@grpc/grpc-js';
 import { ReflectionService } from '@grpc/reflection';
 import { HealthImplementation, service as healthService } from 'grpc-health-check';
+import { SessionService } from '../gen/rekey/v1/session_service_pb.ts';
 import { UserService } from '../gen/rekey/v1/user_service_pb.ts';
+import { Wait } from './call.ts';
 import type { Config } from './config.ts';
 import type { Logger } from './log.ts';
 import { createMetrics, type Metrics } from './metrics.ts';
+import { removeExpired } from './mysql/cleaning.ts';
 import { checkSchema } from './mysql/migrate.ts';
 import { Database } from './mysql/pool.ts';
 import type { ChangeSettings } from './password/change_password.ts';
 import { chooseEngine } from './password/engine.ts';
 import { Hasher } from './password/hasher.ts';
 import { Policy } from './password/policy.ts';
+import type { LoginSettings } from './password/sessions.ts';
 import { Slots } from './password/slots.ts';
+import { getSessionHandler, loginHandler, logoutHandler } from './rpc/session_service.ts';
 import { type Edge, unary } from './rpc/unary.ts';
 import { changePasswordHandler } from './rpc/user_service.ts';
 
 /** The services whose health is told, each by its name, and all of them as ''. */
-const SERVICES = ['', UserService.typeName];
+const SERVICES = ['', UserService.typeName, SessionService.typeName];
 const HEALTH_INTERVAL_MS = 1_000;
 const HEALTH_TIMEOUT_MS = 2_000;
+const SWEEP_TIMEOUT_MS = 600_000;
 
 export interface RunningServer {
   readonly metrics: Metrics;
@@ -42,8 +48,10 @@ export async function startServer(config: Config, log: Logger): Promise<RunningS
   const metrics = createMetrics(hasher.slots);
 
   let policy = new Policy(policyRules(config));
-  let settings = changeSettings(config);
-  const deps = { database, hasher, policy: () => policy, settings: () => settings };
+  let settings = settingsOf(config);
+  const common = { database, hasher, policy: () => policy };
+  const users = { ...common, settings: () => settings.change };
+  const sessions = { ...common, settings: () => settings.login };
   const edge: Edge = { config, log, metrics, underWay: new Set() };
 
   const { limits } = config;
@@ -57,7 +65,12 @@ export async function startServer(config: Config, log: Logger): Promise<RunningS
     'grpc.keepalive_time_ms': limits.keepalive_seconds * 1000,
     'grpc.keepalive_timeout_ms': limits.keepalive_seconds * 1000,
   });
-  const methods = [unary(edge, UserService.method.changePassword, changePasswordHandler(deps))];
+  const methods = [
+    unary(edge, UserService.method.changePassword, changePasswordHandler(users)),
+    unary(edge, SessionService.method.login, loginHandler(sessions)),
+    unary(edge, SessionService.method.logout, logoutHandler(sessions)),
+    unary(edge, SessionService.method.getSession, getSessionHandler(sessions)),
+  ];
   for (const { definition, implementation } of methods) {
     const service: ServiceDefinition = { [definition.path]: definition };
     server.addService(service, { [definition.path]: implementation });
@@ -74,6 +87,7 @@ export async function startServer(config: Config, log: Logger): Promise<RunningS
     ),
   );
   const stopWatching = watchDatabase(config, database, health, log);
+  const stopCleaning = cleanUp(config, database, log);
 
   return {
     metrics,
@@ -81,10 +95,10 @@ export async function startServer(config: Config, log: Logger): Promise<RunningS
     address: config.listen.replace(/:\d+$/, `:${port}`),
     reloadPolicy: (next) => {
       policy = new Policy(policyRules(next));
-      settings = changeSettings(next);
+      settings = settingsOf(next);
     },
     stop: async (graceMs) => {
-      await stopWatching();
+      await Promise.all([stopWatching(), stopCleaning()]);
       for (const name of SERVICES) health.setStatus(name, 'NOT_SERVING');
       const cutOff = await drain(server, edge.underWay, graceMs);
       await Promise.race([database.close(), new Promise((resolve) => setTimeout(resolve, 1000).unref())]);
@@ -111,12 +125,28 @@ export async function createHasher(config: Config): Promise<Hasher> {
 
 const policyRules = (config: Config) => ({ ...config.policy, rejectWords: config.rejectWords });
 
-function changeSettings({ apps, policy, guard }: Config): ChangeSettings {
+/** What the methods go by, beside the policy. */
+function settingsOf({ apps, policy, guard, session }: Config): {
+  change: ChangeSettings;
+  login: LoginSettings;
+} {
+  const common = { apps: new Set(apps), expiryDays: policy.expiry_days };
   return {
-    apps: new Set(apps),
-    expiryDays: policy.expiry_days,
-    mustChangeAfterSuperUser: policy.must_change_after_super_user,
-    guard: { limit: guard.old_password_attempts, windowSeconds: guard.window_seconds },
+    change: {
+      ...common,
+      mustChangeAfterSuperUser: policy.must_change_after_super_user,
+      guard: { limit: guard.old_password_attempts, windowSeconds: guard.window_seconds },
+    },
+    login: {
+      ...common,
+      lifetimeSeconds: session.lifetime_seconds,
+      expiryWarningDays: policy.expiry_warning_days,
+      guard: {
+        perAccount: guard.login_attempts,
+        perAddress: guard.login_attempts_per_address,
+        windowSeconds: guard.window_seconds,
+      },
+    },
   };
 }
 
@@ -169,11 +199,58 @@ function watchDatabase(
       else
         log.error({ err: problem }, 'not serving: the database does not answer; trying again every second');
     }
-    timer = setTimeout(() => (running = look()), HEALTH_INTERVAL_MS);
+    timer = setTimeout(() => {
+      running = look();
+    }, HEALTH_INTERVAL_MS);
   };
   let running = look();
   return async () => {
     isStopped = true;
+    clearTimeout(timer);
+    await running;
+  };
+}
+
+/** Removes what is past its retention, now and then; one replica at a time does it. */
+function cleanUp({ retention, guard }: Config, database: Database, log: Logger): () => Promise<void> {
+  const stop = new AbortController();
+  const sweep = async () => {
+    try {
+      const wait = new Wait(stop.signal, performance.now() + SWEEP_TIMEOUT_MS);
+      await database.exclusively('rekey_cleaning_', wait, async (statements) => {
+        const removed = await removeExpired(
+          statements,
+          {
+            sessionDays: retention.session_days,
+            idempotencyHours: retention.idempotency_hours,
+            loginAttemptSeconds: guard.window_seconds,
+            auditDays: retention.audit_days,
+          },
+          stop.signal,
+        );
+        if (Object.values(removed).some((rows) => rows > 0))
+          log.info({ removed }, 'removed what was past its retention');
+      });
+    } catch (error) {
+      if (!stop.signal.aborted)
+        log.warn({ err: error }, 'removing what is past its retention failed; trying again later');
+    }
+    if (!stop.signal.aborted) schedule();
+  };
+  let timer: NodeJS.Timeout | undefined;
+  let running = Promise.resolve();
+  const schedule = () => {
+    // Replicas that were started together drift apart.
+    timer = setTimeout(
+      () => {
+        running = sweep();
+      },
+      retention.sweep_seconds * 1000 * (0.5 + Math.random()),
+    );
+  };
+  schedule();
+  return async () => {
+    stop.abort();
     clearTimeout(timer);
     await running;
   };

@@ -258,13 +258,26 @@ async function openSession(nameOrId: string, options: Common & { app: string; tt
       options.ttl === undefined ? config.session.lifetime_seconds : parseDuration(options.ttl);
     const { userId } = await requireUser(operator, nameOrId);
     const ust = newToken();
-    const { expiresAt } = await audited(
+    const { app } = options;
+    const expiresAt = await audited(
       operator,
       'OpenSession',
       userId,
-      { app: options.app, ttl: lifetimeSeconds },
-      (tx) =>
-        insertSession(tx, { token: ust, userId, app: options.app, remoteAddress: 'local', lifetimeSeconds }),
+      { app, ttl: lifetimeSeconds },
+      async (tx) => {
+        const locked = await lockUser(tx, userId);
+        if (!locked) throw new CommandError(`${nameOrId} was deleted meanwhile.`);
+        const expiresAt = new Date(locked.now.getTime() + lifetimeSeconds * 1000);
+        await insertSession(tx, {
+          token: ust,
+          userId,
+          app,
+          remoteAddress: 'local',
+          openedAt: locked.now,
+          expiresAt,
+        });
+        return expiresAt;
+      },
     );
     if (options.json) printJson({ ust, expires_at: expiresAt.toISOString() });
     else process.stdout.write(`${ust}\n`);
@@ -331,7 +344,10 @@ async function audited<T>(
 ): Promise<T> {
   const event = { action, outcome: 'ok' as const, reason: '', actorUserId: null, targetUserId, request };
   const { result } = await database.transaction(wait, {
-    work: async (tx) => ({ result: await work(tx), record: await insertAuditRecord(tx, call, event) }),
+    work: async (tx) => {
+      await lockUser(tx, targetUserId);
+      return { result: await work(tx), record: await insertAuditRecord(tx, call, event) };
+    },
     wasCommitted: async (tx, { record }) => {
       await lockUser(tx, targetUserId);
       return await isRecorded(tx, record);

@@ -6,8 +6,9 @@ import { Code, ConnectError, createClient } from '@connectrpc/connect';
 import { createGrpcTransport } from '@connectrpc/connect-node';
 import { type Command, InvalidArgumentError } from 'commander';
 import { BadRequestSchema, ErrorInfoSchema, RetryInfoSchema } from '../../gen/google/rpc/error_details_pb.ts';
+import { SessionService } from '../../gen/rekey/v1/session_service_pb.ts';
 import { UserService } from '../../gen/rekey/v1/user_service_pb.ts';
-import { CommandError, EXIT, printJson } from './context.ts';
+import { CommandError, EXIT, printJson, printTable } from './context.ts';
 import { newSecret, secretsFrom } from './secrets.ts';
 
 const DEFAULT_SERVER = 'http://127.0.0.1:50051';
@@ -35,7 +36,11 @@ interface ChangeOptions extends ClientOptions {
 
 /** The commands that are clients: they know the service by its stub and nothing of the server. */
 export function addClientCommands(program: Command): void {
-  client(program, 'change-password', "change the own password or, as a super-user, somebody else's")
+  client(
+    program,
+    'change-password',
+    "change the own password or, as a super-user, somebody else's (session token: REKEY_UST)",
+  )
     .option('--user-id <id>', 'whose password; default: the own one')
     .option('--with-old-password', "send the old password for somebody else's, too")
     .option('--password-expiry <days>', 'in how many days it expires (super-users)', wholeNumber)
@@ -48,6 +53,15 @@ export function addClientCommands(program: Command): void {
     )
     .option('--idempotency-key <key>', 'ID of this change, for another try later (default: a random one)')
     .action(changePassword);
+  client(program, 'login <username>', 'open a session; prints its token (UST)')
+    .option('--new-password', 'set a new password in the same step')
+    .option(
+      '--password-stdin',
+      'read the passwords from standard input, a line each: current, new (where one is set)',
+    )
+    .action(login);
+  client(program, 'logout', 'end the session (session token: REKEY_UST)').action(logout);
+  client(program, 'whoami', 'show the session and its owner (session token: REKEY_UST)').action(whoami);
 }
 
 const wholeNumber = (value: string) => {
@@ -58,7 +72,7 @@ const wholeNumber = (value: string) => {
 function client(program: Command, name: string, description: string): Command {
   return program
     .command(name)
-    .description(`${description} (the session token is taken from REKEY_UST)`)
+    .description(description)
     .option(
       '--server <url>',
       'http://host:port or https://host:port (or REKEY_SERVER)',
@@ -100,6 +114,67 @@ async function changePassword(options: ChangeOptions): Promise<void> {
       ? `It would be changed, expire ${expires ?? 'never'}, and end ${others}. Nothing was changed.\ncid: ${cid}\n`
       : `Changed. It expires ${expires ?? 'never'}; ${others} ended.\ncid: ${cid}\n`,
   );
+}
+
+async function login(
+  username: string,
+  options: ClientOptions & { newPassword?: boolean; passwordStdin?: boolean },
+) {
+  const secrets = secretsFrom(options.passwordStdin === true);
+  const request = {
+    username,
+    password: await secrets.next(`Password of ${username}`),
+    ...(options.newPassword ? { newPassword: await newSecret(secrets, 'New password') } : {}),
+  };
+  const sessions = createClient(SessionService, transport(options));
+  const { answer, cid } = await call(options, {}, (headers, onHeader) =>
+    sessions.login(request, { headers, onHeader, timeoutMs: CALL_TIMEOUT_MS }),
+  );
+  const passwordExpires = isoTime(answer.passwordExpiryTime);
+  if (options.json) {
+    printJson({
+      cid,
+      ust: answer.ust,
+      expires_at: isoTime(answer.sessionExpiryTime),
+      user_id: answer.userId,
+      password_expiry_time: passwordExpires ?? null,
+      password_about_to_expire: answer.passwordAboutToExpire,
+    });
+    return;
+  }
+  if (answer.passwordAboutToExpire)
+    process.stderr.write(`The password expires ${passwordExpires}: change it before.\n`);
+  process.stdout.write(`${answer.ust}\n`);
+}
+
+async function logout(options: ClientOptions): Promise<void> {
+  const sessions = createClient(SessionService, transport(options));
+  const { cid } = await call(options, sessionMetadata(), (headers, onHeader) =>
+    sessions.logout({}, { headers, onHeader, timeoutMs: CALL_TIMEOUT_MS }),
+  );
+  if (options.json) printJson({ cid });
+}
+
+async function whoami(options: ClientOptions): Promise<void> {
+  const sessions = createClient(SessionService, transport(options));
+  const { answer, cid } = await call(options, sessionMetadata(), (headers, onHeader) =>
+    sessions.getSession({}, { headers, onHeader, timeoutMs: CALL_TIMEOUT_MS }),
+  );
+  const found = {
+    cid,
+    user_id: answer.userId,
+    username: answer.username,
+    super_user: answer.superUser,
+    session_expiry_time: isoTime(answer.sessionExpiryTime),
+    password_expiry_time: isoTime(answer.passwordExpiryTime) ?? null,
+    password_change_required: answer.passwordChangeRequired,
+  };
+  if (options.json) printJson(found);
+  else
+    printTable(
+      ['KEY', 'VALUE'],
+      Object.entries(found).map(([key, value]) => [key, String(value ?? 'never')]),
+    );
 }
 
 const isoTime = (timestamp: Timestamp | undefined) => timestamp && timestampDate(timestamp).toISOString();

@@ -150,6 +150,30 @@ export class Database {
     }
   }
 
+  /**
+   * Runs `work` if nobody else, on any replica, is at it under the same name; else does nothing. The lock is the
+   * server's and dies with its connection.
+   */
+  async exclusively(
+    name: string,
+    wait: Wait,
+    work: (statements: Executor) => Promise<void>,
+  ): Promise<boolean> {
+    return await this.#statements.with(wait, async (connection) => {
+      const statements = executorOf(connection, wait);
+      // The server's locks have one namespace for all databases, and names of at most 64 characters.
+      const lock = 'CONCAT(?, LEFT(SHA2(DATABASE(), 256), 32))';
+      const [row] = await statements.rows<{ taken: number }>(`SELECT GET_LOCK(${lock}, 0) AS taken`, [name]);
+      if (row?.taken !== 1) return false;
+      try {
+        await work(statements);
+      } finally {
+        await statements.rows(`SELECT RELEASE_LOCK(${lock})`, [name]);
+      }
+      return true;
+    });
+  }
+
   /** @throws whatever keeps the database from answering. */
   async ping(timeoutMs: number): Promise<void> {
     const wait = Wait.forMs(timeoutMs);

@@ -134,20 +134,29 @@ export async function endSession(tx: Executor, sessionId: number): Promise<boole
   return matched === 1;
 }
 
-/** @returns when it expires, by the database's clock. */
-export async function insertSession(
-  tx: Executor,
-  session: { token: string; userId: string; app: string; remoteAddress: string; lifetimeSeconds: number },
-): Promise<{ sessionId: number; expiresAt: Date }> {
+export interface NewSession {
+  readonly token: string;
+  readonly userId: string;
+  readonly app: string;
+  readonly remoteAddress: string;
+  readonly openedAt: Date;
+  readonly expiresAt: Date;
+}
+
+/** @returns the session's ID. */
+export async function insertSession(tx: Executor, session: NewSession): Promise<number> {
   const { insertId } = await tx.write(
-    `INSERT INTO sessions (token_hash, user_id, app, remote_addr, opened_at, expires_at)
-     VALUES (?, ?, ?, ?, UTC_TIMESTAMP(6), UTC_TIMESTAMP(6) + INTERVAL ? SECOND)`,
-    [tokenHash(session.token), session.userId, session.app, session.remoteAddress, session.lifetimeSeconds],
+    'INSERT INTO sessions (token_hash, user_id, app, remote_addr, opened_at, expires_at) VALUES (?, ?, ?, ?, ?, ?)',
+    [
+      tokenHash(session.token),
+      session.userId,
+      session.app,
+      session.remoteAddress,
+      session.openedAt,
+      session.expiresAt,
+    ],
   );
-  const [row] = await tx.rows<{ expires_at: Date }>('SELECT expires_at FROM sessions WHERE session_id = ?', [
-    insertId,
-  ]);
-  return { sessionId: insertId, expiresAt: (row as { expires_at: Date }).expires_at };
+  return insertId;
 }
 
 export interface ListedSession {

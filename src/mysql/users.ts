@@ -155,9 +155,16 @@ export async function upgradeHash(
   return matched === 1;
 }
 
-/** Waits until no transaction that changes this user is under way. */
-export async function lockUser(tx: Executor, userId: string): Promise<void> {
-  await tx.rows('SELECT user_id FROM users WHERE user_id = ? FOR UPDATE', [userId]);
+/**
+ * Reads a user as he or she is now, and keeps everybody else from changing that until the transaction ends. Waits
+ * for the transactions that are changing it.
+ */
+export async function lockUser(tx: Executor, userId: string): Promise<{ now: Date; user: User } | undefined> {
+  const [row] = await tx.rows<UserRow & { now: Date }>(
+    `SELECT UTC_TIMESTAMP(6) AS now, ${USER_COLUMNS} FROM users u WHERE u.user_id = ? FOR UPDATE`,
+    [userId],
+  );
+  return row && { now: row.now, user: toUser(row) };
 }
 
 export interface UserToCreate {
