@@ -131,7 +131,7 @@ const schema = z.strictObject({
     metadata_bytes: int(1024, 65_536, 8192),
     streams_per_connection: int(1, 10_000, 100),
     call_timeout_ms: int(100, 600_000, 15 * MS),
-    idle_seconds: int(1, 86_400, 300),
+    idle_seconds: int(1, 86_400, 30),
     connection_age_seconds: int(1, 86_400, 1800),
     keepalive_seconds: int(1, 7200, 20),
     shutdown_grace_seconds: int(0, 3600, 20),

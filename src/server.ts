@@ -19,6 +19,7 @@ import { Hasher } from './password/hasher.ts';
 import { Policy } from './password/policy.ts';
 import type { LoginSettings } from './password/sessions.ts';
 import { Slots } from './password/slots.ts';
+import { bodyTimeout } from './rpc/body_timeout.ts';
 import { getSessionHandler, loginHandler, logoutHandler } from './rpc/session_service.ts';
 import { type Edge, unary } from './rpc/unary.ts';
 import { changePasswordHandler } from './rpc/user_service.ts';
@@ -56,6 +57,7 @@ export async function startServer(config: Config, log: Logger): Promise<RunningS
 
   const { limits } = config;
   const server = new Server({
+    interceptors: [bodyTimeout(limits.call_timeout_ms)],
     'grpc.max_receive_message_length': limits.message_bytes,
     'grpc.max_metadata_size': limits.metadata_bytes,
     'grpc.max_concurrent_streams': limits.streams_per_connection,

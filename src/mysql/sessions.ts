@@ -1,7 +1,7 @@
 import { createHash, randomBytes } from 'node:crypto';
 import { type Earlier, IDEMPOTENCY_COLUMNS, type IdempotencyRow, toEarlier } from './idempotency.ts';
 import type { Executor } from './pool.ts';
-import { type Approval, toUser, USER_COLUMNS, type User, type UserRow } from './users.ts';
+import { toUser, USER_COLUMNS, type User, type UserRow } from './users.ts';
 
 const TOKEN_BYTES = 32;
 
@@ -53,64 +53,37 @@ export async function findSession(
 }
 
 /** What a session is still good for, read within the transaction that relies on it. */
-export interface Authority {
-  /** The database's clock. */
-  readonly now: Date;
-  readonly isSuperUser: boolean;
-  readonly isLocked: boolean;
-  readonly approval: Approval;
-  readonly passwordHasExpired: boolean;
-  readonly mustChange: boolean;
-}
+export type Authority = Pick<
+  User,
+  'isSuperUser' | 'isLocked' | 'approval' | 'passwordHasExpired' | 'mustChange'
+>;
 
 /**
- * Reads and locks a session and its user, so that nobody ends, locks or demotes them before the transaction
- * does. Shared for somebody who acts on others, so that one super-user's changes need not wait for each other.
+ * Reads a session's user and keeps both as they are until the transaction ends: nobody ends the session, and
+ * nobody locks or demotes the user. The locks are shared, so that one super-user's changes need not wait for
+ * each other.
  * @returns undefined if the session is over.
  */
-export async function lockAuthority(
-  tx: Executor,
-  sessionId: number,
-  mode: 'exclusive' | 'shared',
-): Promise<Authority | undefined> {
-  const [row] = await tx.rows<{
-    now: Date;
-    is_super_user: number;
-    is_locked: number;
-    approval: Approval;
-    password_has_expired: number;
-    must_change: number;
-  }>(
-    `SELECT UTC_TIMESTAMP(6) AS now, u.is_super_user, u.is_locked, u.approval, u.must_change,
-       COALESCE(u.password_expires_at <= UTC_TIMESTAMP(6), 0) AS password_has_expired
-     FROM sessions s JOIN users u ON u.user_id = s.user_id
-     WHERE s.session_id = ? AND s.ended_at IS NULL AND s.expires_at > UTC_TIMESTAMP(6)
-     ${mode === 'exclusive' ? 'FOR UPDATE' : 'LOCK IN SHARE MODE'}`,
+export async function lockAuthority(tx: Executor, sessionId: number): Promise<Authority | undefined> {
+  const [row] = await tx.rows<UserRow>(
+    `SELECT ${USER_COLUMNS} FROM sessions s JOIN users u ON u.user_id = s.user_id
+     WHERE s.session_id = ? AND s.ended_at IS NULL AND s.expires_at > UTC_TIMESTAMP(6) LOCK IN SHARE MODE`,
     [sessionId],
   );
-  return (
-    row && {
-      now: row.now,
-      isSuperUser: row.is_super_user === 1,
-      isLocked: row.is_locked === 1,
-      approval: row.approval,
-      passwordHasExpired: Number(row.password_has_expired) === 1,
-      mustChange: row.must_change === 1,
-    }
-  );
+  return row && toUser(row);
 }
 
-/** Ends the live sessions of a user but for one (undefined: all of them). @returns how many. */
-export async function endSessions(tx: Executor, userId: string, except: number | undefined): Promise<number> {
+/** Ends all live sessions of a user. @returns how many. */
+export async function endSessions(tx: Executor, userId: string): Promise<number> {
   const { matched } = await tx.write(
-    `UPDATE sessions SET ended_at = UTC_TIMESTAMP(6)
-     WHERE user_id = ? AND ended_at IS NULL AND expires_at > UTC_TIMESTAMP(6) AND session_id <> ?`,
-    [userId, except ?? 0],
+    `UPDATE sessions FORCE INDEX (sessions_user) SET ended_at = UTC_TIMESTAMP(6)
+     WHERE user_id = ? AND ended_at IS NULL AND expires_at > UTC_TIMESTAMP(6)`,
+    [userId],
   );
   return matched;
 }
 
-/** How many sessions `endSessions` would end. */
+/** How many live sessions a user has beside one (undefined: in all). */
 export async function countOtherSessions(
   db: Executor,
   userId: string,

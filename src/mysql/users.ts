@@ -116,11 +116,13 @@ export async function resetOldPasswordAttempts(
 
 export interface NewPassword {
   readonly hash: string;
-  readonly setAt: Date;
   /** null: never. */
   readonly expiresAt: Date | null;
   readonly mustChange: boolean;
 }
+
+const SET_PASSWORD = `u.password_hash = ?, u.password_set_at = UTC_TIMESTAMP(6), u.password_expires_at = ?,
+  u.must_change = ?, u.old_password_attempts = 0, u.old_password_attempts_since = NULL`;
 
 /**
  * Sets a password, on condition that the stored hash is still `expectedHash` (null: whatever it is).
@@ -130,15 +132,40 @@ export async function replacePassword(
   tx: Executor,
   userId: string,
   expectedHash: string | null,
-  { hash, setAt, expiresAt, mustChange }: NewPassword,
+  { hash, expiresAt, mustChange }: NewPassword,
 ): Promise<boolean> {
   const { matched } = await tx.write(
-    `UPDATE users SET password_hash = ?, password_set_at = ?, password_expires_at = ?, must_change = ?,
-       old_password_attempts = 0, old_password_attempts_since = NULL
-     WHERE user_id = ? AND password_hash = COALESCE(?, password_hash)`,
-    [hash, setAt, expiresAt, mustChange, userId, expectedHash],
+    `UPDATE users u SET ${SET_PASSWORD} WHERE u.user_id = ? AND u.password_hash = COALESCE(?, u.password_hash)`,
+    [hash, expiresAt, mustChange, userId, expectedHash],
   );
   return matched === 1;
+}
+
+/**
+ * Sets the password of a session's own user and ends the user's other sessions, in one statement, on condition that
+ * the session lives, its user may still do this, and the stored hash is still `expectedHash`. The session's row is
+ * written to as well, so that nobody can end it before the transaction is over.
+ * @returns how many other sessions were ended; undefined, with nothing changed, if a condition does not hold.
+ */
+export async function replaceOwnPassword(
+  tx: Executor,
+  sessionId: number,
+  expectedHash: string,
+  { hash, expiresAt, mustChange }: NewPassword,
+  asSuperUser: boolean,
+): Promise<number | undefined> {
+  const { matched } = await tx.write(
+    `UPDATE sessions own
+     JOIN users u ON u.user_id = own.user_id
+     LEFT JOIN sessions other FORCE INDEX (sessions_user) ON other.user_id = u.user_id AND other.ended_at IS NULL
+       AND other.expires_at > UTC_TIMESTAMP(6) AND other.session_id <> own.session_id
+     SET ${SET_PASSWORD}, own.ended_at = NULL, other.ended_at = UTC_TIMESTAMP(6)
+     WHERE own.session_id = ? AND own.ended_at IS NULL AND own.expires_at > UTC_TIMESTAMP(6)
+       AND u.password_hash = ? AND NOT u.is_locked AND u.approval = 'approved' AND (u.is_super_user OR NOT ?)`,
+    [hash, expiresAt, mustChange, sessionId, expectedHash, asSuperUser],
+  );
+  const OWN_SESSION_AND_USER = 2;
+  return matched === 0 ? undefined : matched - OWN_SESSION_AND_USER;
 }
 
 /** Replaces a hash by a stronger one of the same password. @returns false if the password was changed meanwhile. */

@@ -4,7 +4,6 @@ import { type AuditEvent, type AuditReference, insertAuditRecord, isRecorded } f
 import { recordOutcome } from '../mysql/idempotency.ts';
 import type { Database, Executor } from '../mysql/pool.ts';
 import {
-  type Authority,
   countOtherSessions,
   endSessions,
   findSession,
@@ -15,6 +14,8 @@ import {
   countOldPasswordAttempt,
   findUser,
   lockUser,
+  type NewPassword,
+  replaceOwnPassword,
   replacePassword,
   resetOldPasswordAttempts,
   type User,
@@ -230,20 +231,20 @@ async function store(
   const settings = deps.settings();
   const actorUserId = session.user.userId;
   const mustChange = request.mustChange ?? (settings.mustChangeAfterSuperUser && !isOwn);
+  const expiresAt = expiryAt(session.now, request, settings);
+  const password = { hash: newHash, expiresAt, mustChange };
   const work = async (tx: Executor): Promise<{ outcome: ChangeOutcome; record: AuditReference }> => {
-    const authority = await lockAuthority(tx, session.sessionId, isOwn ? 'exclusive' : 'shared');
-    if (!authority || !isStillEntitled(authority, request, isOwn)) throw new Refusal('CONCURRENT_CHANGE');
-
-    const setAt = authority.now;
-    const expiresAt = expiryAt(setAt, request, settings);
-    const isReplaced = await replacePassword(tx, targetUserId, verifiedHash, {
-      hash: newHash,
-      setAt,
-      expiresAt,
-      mustChange,
-    });
-    if (!isReplaced) throw new Refusal('CONCURRENT_CHANGE');
-    const sessionsEnded = await endSessions(tx, targetUserId, isOwn ? session.sessionId : undefined);
+    const sessionsEnded =
+      isOwn && verifiedHash !== null
+        ? await replaceOwnPassword(
+            tx,
+            session.sessionId,
+            verifiedHash,
+            password,
+            needsSuperUser(request, isOwn),
+          )
+        : await replaceAnothersPassword(tx, session.sessionId, targetUserId, verifiedHash, password);
+    if (sessionsEnded === undefined) throw new Refusal('CONCURRENT_CHANGE');
 
     if (call.idempotencyKey !== undefined) {
       const earlier = {
@@ -279,11 +280,22 @@ async function store(
   }
 }
 
-/** The checks of rows 2 to 6 once more, within the transaction. */
-function isStillEntitled(authority: Authority, request: ChangeRequest, isOwn: boolean): boolean {
-  if (authority.isLocked || authority.approval !== 'approved') return false;
-  if (needsSuperUser(request, isOwn) && !authority.isSuperUser) return false;
-  return isOwn || !isChangeDue(authority);
+/** As `replaceOwnPassword`, for somebody else's: all of that person's sessions end. */
+async function replaceAnothersPassword(
+  tx: Executor,
+  sessionId: number,
+  targetUserId: string,
+  expectedHash: string | null,
+  password: NewPassword,
+): Promise<number | undefined> {
+  const authority = await lockAuthority(tx, sessionId);
+  const isEntitled =
+    authority?.isSuperUser &&
+    !authority.isLocked &&
+    authority.approval === 'approved' &&
+    !isChangeDue(authority);
+  if (!isEntitled || !(await replacePassword(tx, targetUserId, expectedHash, password))) return undefined;
+  return await endSessions(tx, targetUserId);
 }
 
 /** The answer to validate_only: what would be done, and nothing done but the record of it. */

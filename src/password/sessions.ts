@@ -165,9 +165,9 @@ async function openSession(
     if (newHash !== undefined) {
       passwordExpiresAt =
         settings.expiryDays === 0 ? null : new Date(now.getTime() + settings.expiryDays * DAY_MS);
-      const password = { hash: newHash, setAt: now, expiresAt: passwordExpiresAt, mustChange: false };
+      const password = { hash: newHash, expiresAt: passwordExpiresAt, mustChange: false };
       await replacePassword(tx, userId, user.passwordHash, password);
-      await endSessions(tx, userId, undefined);
+      await endSessions(tx, userId);
       await insertAuditRecord(tx, call, { ...event, action: 'ChangePassword', request: { at_login: true } });
     } else if (rehashed !== undefined) await upgradeHash(tx, userId, user.passwordHash, rehashed);
 

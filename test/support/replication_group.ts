@@ -12,7 +12,10 @@ export interface ReplicationGroup {
   primary(): Promise<PrivateDatabase>;
   /** Ends a node as a power cut would. The others expel it and choose a new primary after some 10 to 20 s. */
   kill(node: PrivateDatabase): Promise<void>;
-  /** Starts a node again and waits until it has caught up. The first one after all were down founds the group anew. */
+  /**
+   * Starts a node again and waits until it has caught up. The first one after all were down founds the group anew: that must
+   * be the last primary, or what only that one had written is lost.
+   */
   restart(node: PrivateDatabase): Promise<void>;
   dispose(): Promise<void>;
 }
@@ -42,7 +45,7 @@ export async function startReplicationGroup({
     for (const [index, groupPort] of groupPorts.entries()) {
       const nodeArgs = [...groupOptions(groupName, index, groupPort, groupPorts), ...args];
       nodes.push(await startPrivateDatabase({ kind: 'mysql', password, args: nodeArgs, progress }));
-      await join(nodes, index);
+      await joinGroup(nodes, index);
     }
   } catch (error) {
     await dispose();
@@ -56,7 +59,7 @@ export async function startReplicationGroup({
     kill: (node) => node.kill(),
     async restart(node) {
       await node.start();
-      await join(nodes, nodes.indexOf(node));
+      await joinGroup(nodes, nodes.indexOf(node));
     },
     dispose,
   };
@@ -81,7 +84,7 @@ function groupOptions(groupName: string, index: number, groupPort: number, group
 }
 
 /** Takes a running node into the group, or founds the group with it when no other one runs. */
-async function join(nodes: readonly PrivateDatabase[], index: number): Promise<void> {
+async function joinGroup(nodes: readonly PrivateDatabase[], index: number): Promise<void> {
   const node = nodes[index];
   if (!node) throw new Error('That node is not one of this group.');
   const founds = nodes.every((other) => other === node || other.pid === undefined);
@@ -96,31 +99,23 @@ async function join(nodes: readonly PrivateDatabase[], index: number): Promise<v
   }
   await until(
     async () =>
-      (await members(node)).some((member) => member.port === node.port && member.state === 'ONLINE'),
-    {
-      otherwise: `The server on port ${node.port} did not come online in its group: see ${node.errorLog}.`,
-    },
+      (await members(node)).find((member) => member.port === node.port && member.state === 'ONLINE'),
+    `The server on port ${node.port} did not come online in its group: see ${node.errorLog}.`,
   );
 }
 
 async function findPrimary(nodes: readonly PrivateDatabase[]): Promise<PrivateDatabase> {
-  let primary: PrivateDatabase | undefined;
-  await until(
-    async () => {
-      for (const node of nodes) {
-        if (node.pid === undefined) continue;
-        const leading = (await members(node)).find(
-          (member) => member.role === 'PRIMARY' && member.state === 'ONLINE',
-        );
-        primary = nodes.find((candidate) => candidate.port === leading?.port && candidate.pid !== undefined);
-        if (primary && (await isWritable(primary))) return true;
-      }
-      return false;
-    },
-    { otherwise: 'The group chose no primary: more than half of its nodes must be running.' },
-  );
-  if (!primary) throw new Error('unreachable');
-  return primary;
+  return await until(async () => {
+    for (const node of nodes) {
+      if (node.pid === undefined) continue;
+      const leading = (await members(node)).find(
+        (member) => member.role === 'PRIMARY' && member.state === 'ONLINE',
+      );
+      const primary = nodes.find((candidate) => candidate.port === leading?.port);
+      if (primary?.pid !== undefined && (await isWritable(primary))) return primary;
+    }
+    return undefined;
+  }, 'The group chose no primary: more than half of its nodes must be running.');
 }
 
 interface Member {
@@ -161,9 +156,11 @@ async function ask(node: PrivateDatabase, query: string): Promise<RowDataPacket[
 /** Longer than the group takes to expel a silent member and to choose a new primary with MySQL's defaults (21 s). */
 const patienceMilliseconds = 90_000;
 
-async function until(condition: () => Promise<boolean>, { otherwise }: { otherwise: string }): Promise<void> {
+async function until<T>(look: () => Promise<T | undefined>, otherwise: string): Promise<T> {
   const deadline = Date.now() + patienceMilliseconds;
-  while (!(await condition())) {
+  for (;;) {
+    const found = await look();
+    if (found !== undefined) return found;
     if (Date.now() > deadline) throw new Error(otherwise);
     await sleep(100);
   }
