@@ -22,10 +22,7 @@ export function bodyTimeout(timeoutMs: number): ServerInterceptor {
             clearTimeout(timer);
             proceed();
           },
-          onCancel: (proceed) => {
-            clearTimeout(timer);
-            proceed();
-          },
+          onCancel: () => clearTimeout(timer),
         });
       },
       sendStatus: (status, next) => {

@@ -476,7 +476,17 @@ export async function startService(
   ) => {
     const token = newToken();
     secrets.add(token);
-    await insertSession(statements(), { token, userId, app, remoteAddress: '127.0.0.1', lifetimeSeconds });
+    const [row] = await sql('SELECT UTC_TIMESTAMP(6) AS now');
+    const openedAt: Date = row?.now;
+    const expiresAt = new Date(openedAt.getTime() + lifetimeSeconds * 1000);
+    await insertSession(statements(), {
+      token,
+      userId,
+      app,
+      remoteAddress: '127.0.0.1',
+      openedAt,
+      expiresAt,
+    });
     return token;
   };
   const storedHash: Service['storedHash'] = async (userId) => {
