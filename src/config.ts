@@ -45,7 +45,7 @@ export function parseNetwork(
 
 const schema = z.strictObject({
   listen: hostPort.default('127.0.0.1:50051'),
-  apps: list().min(1, 'must name at least one application, e.g. REKEY_APPS=CRM,ERP').default([]),
+  apps: list().min(1, 'must name at least one application, e.g. REKEY_APPS=CRM,ERP').prefault([]),
   trusted_peers: list()
     .refine((values) => values.every(parseNetwork), 'must hold addresses or networks such as 10.0.0.0/8')
     .default([]),
@@ -58,22 +58,6 @@ const schema = z.strictObject({
     key_file: text(''),
     client_ca_file: text(''),
     plaintext: flag(false),
-  }).superRefine((tls, context) => {
-    if ((tls.certificate_file === '') !== (tls.key_file === '')) {
-      const missing = tls.certificate_file === '' ? 'certificate_file' : 'key_file';
-      context.addIssue({
-        code: 'custom',
-        path: [missing],
-        message: 'certificate_file and key_file go together',
-      });
-    }
-    if (tls.client_ca_file !== '' && tls.certificate_file === '') {
-      context.addIssue({
-        code: 'custom',
-        path: ['client_ca_file'],
-        message: 'needs certificate_file and key_file',
-      });
-    }
   }),
   database: section({
     url: z
@@ -99,10 +83,6 @@ const schema = z.strictObject({
     expiry_days: int(0, DAYS_MAX, 730),
     expiry_warning_days: int(0, DAYS_MAX, 30),
     must_change_after_super_user: flag(false),
-  }).superRefine((policy, context) => {
-    if (policy.min_length > policy.max_length) {
-      context.addIssue({ code: 'custom', path: ['min_length'], message: 'must not exceed max_length' });
-    }
   }),
   hash: section({
     engine: z.enum(['auto', 'argon2', 'node-rs']).default('auto'),
@@ -148,8 +128,24 @@ const PEPPER_KEY = /^[A-Za-z0-9_-]{1,32}:(?=[A-Za-z0-9+/_-]{22,})[A-Za-z0-9+/_-]
 
 function isDatabaseUrl(value: string): boolean {
   if (!URL.canParse(value)) return false;
-  const url = new URL(value);
-  return url.protocol === 'mysql:' && url.hostname !== '' && url.pathname.length > 1;
+  const { protocol, hostname, username, password, pathname, search, hash } = new URL(value);
+  return (
+    protocol === 'mysql:' &&
+    hostname !== '' &&
+    pathname.length > 1 &&
+    // Nothing heeds options here; an operator must not believe that `?ssl-mode=REQUIRED` does something.
+    search + hash === '' &&
+    isDecodable(username + password + pathname)
+  );
+}
+
+function isDecodable(value: string): boolean {
+  try {
+    decodeURIComponent(value);
+    return true;
+  } catch {
+    return false;
+  }
 }
 
 type Keys = z.infer<typeof schema>;
@@ -190,20 +186,30 @@ export function loadConfig(path: string | undefined, environment: NodeJS.Process
   overlayEnvironment(tree, environment, problems);
 
   const parsed = schema.safeParse(tree);
-  if (!parsed.success) {
-    for (const issue of parsed.error.issues) {
-      if (issue.code === 'unrecognized_keys') {
-        for (const key of issue.keys) problems.push(`${[...issue.path, key].join('.')}: no such key`);
-      } else problems.push(`${describeKey(issue.path.map(String))}: ${issue.message}`);
-    }
-    throw new ConfigError(problems);
+  for (const issue of parsed.error?.issues ?? []) {
+    if (issue.code === 'unrecognized_keys') {
+      for (const key of issue.keys) problems.push(`${[...issue.path, key].join('.')}: no such key`);
+    } else problems.push(`${describeKey(issue.path.map(String))}: ${issue.message}`);
   }
-  const config = readFiles(parsed.data, problems);
+  const config = complete(parsed.data ?? soundPart(tree), problems);
   if (problems.length > 0) throw new ConfigError(problems);
   return Object.freeze(config);
 }
 
-function readFiles(keys: Keys, problems: string[]): Config {
+/** The tree with defaults in place of what is wrong: enough to find out what else is. */
+function soundPart(tree: Tree): Keys {
+  const sound: Tree = {};
+  for (const [key, type] of configKeys) {
+    const path = key.split('.');
+    const value = path.reduce<unknown>((branch, name) => (branch as Tree | undefined)?.[name], tree);
+    const parsed = type.safeParse(value);
+    put(sound, path, parsed.success ? parsed.data : type.safeParse(undefined).data);
+  }
+  return sound as Keys;
+}
+
+/** Checks the keys against each other and reads the files that they name. */
+function complete(keys: Keys, problems: string[]): Config {
   const read = (key: string, path: string): Buffer | undefined => {
     if (path === '') return undefined;
     try {
@@ -217,9 +223,20 @@ function readFiles(keys: Keys, problems: string[]): Config {
   };
   const lines = (buffer: Buffer | undefined) =>
     (buffer?.toString('utf8') ?? '')
-      .split(/\r?\n/)
-      .filter((line) => line.trim() !== '' && !line.startsWith('#'));
+      .split('\n')
+      .map((line) => line.trim())
+      .filter((line) => line !== '' && !line.startsWith('#'));
 
+  if ((keys.tls.certificate_file === '') !== (keys.tls.key_file === '')) {
+    const missing = keys.tls.certificate_file === '' ? 'certificate_file' : 'key_file';
+    problems.push(`${describeKey(['tls', missing])}: certificate_file and key_file go together`);
+  }
+  if (keys.tls.client_ca_file !== '' && keys.tls.certificate_file === '') {
+    problems.push(`${describeKey(['tls', 'client_ca_file'])}: needs certificate_file and key_file`);
+  }
+  if (keys.policy.min_length > keys.policy.max_length) {
+    problems.push(`${describeKey(['policy', 'min_length'])}: must not exceed max_length`);
+  }
   const certificate = read('tls.certificate_file', keys.tls.certificate_file);
   const key = read('tls.key_file', keys.tls.key_file);
   if (certificate === undefined && !keys.tls.plaintext && !isLoopback(keys.listen)) {
@@ -293,14 +310,17 @@ function overlayEnvironment(tree: Tree, environment: NodeJS.ProcessEnv, problems
       problems.push(`${variable}: no such key`);
       continue;
     }
-    const path = key.split('.');
-    let branch = tree;
-    for (const name of path.slice(0, -1)) {
-      if (typeof branch[name] !== 'object' || branch[name] === null) branch[name] = {};
-      branch = branch[name] as Tree;
-    }
-    branch[path.at(-1) as string] = fromVariable(configKeys.get(key) as z.ZodType, value);
+    put(tree, key.split('.'), fromVariable(configKeys.get(key) as z.ZodType, value));
   }
+}
+
+function put(tree: Tree, path: readonly string[], value: unknown): void {
+  let branch = tree;
+  for (const name of path.slice(0, -1)) {
+    if (typeof branch[name] !== 'object' || branch[name] === null) branch[name] = {};
+    branch = branch[name] as Tree;
+  }
+  branch[path.at(-1) as string] = value;
 }
 
 /** A variable's text in the type that its key wants; what does not fit stays text, for the schema to refuse. */
