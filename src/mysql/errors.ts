@@ -71,8 +71,14 @@ export function kindOf(error: unknown): 'conflict' | 'lost' | 'defect' {
   return 'defect';
 }
 
-/** Whether the server itself said that COMMIT did not happen: an answer, not a silence. */
-export function isServersAnswer(error: unknown): boolean {
-  const { errno, fatal, sqlState } = error as { errno?: number; fatal?: boolean; sqlState?: string };
-  return errno !== undefined && sqlState !== undefined && fatal !== true && !GOING_AWAY.has(errno);
+/** Whether the server said that COMMIT did not happen. Any other error of a COMMIT leaves that open. */
+export function saysNotCommitted(error: unknown): boolean {
+  const { errno } = error as { errno?: number };
+  return errno !== undefined && (CONFLICTS.has(errno) || READ_ONLY.has(errno));
+}
+
+/** Whether the server takes no writes: it was never the primary, or is not any more. */
+export function isReadOnly(error: unknown): boolean {
+  const { errno } = error as { errno?: number };
+  return errno !== undefined && READ_ONLY.has(errno);
 }

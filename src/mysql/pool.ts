@@ -9,7 +9,7 @@ import mysql, {
 import { Wait } from '../call.ts';
 import type { Config } from '../config.ts';
 import { Refusal } from '../password/errors.ts';
-import { isServersAnswer, kindOf, NoConnection, StatementTimeout } from './errors.ts';
+import { isReadOnly, kindOf, NoConnection, StatementTimeout, saysNotCommitted } from './errors.ts';
 
 export type Parameter = string | number | boolean | Buffer | Date | null;
 
@@ -112,7 +112,7 @@ export class Database {
             try {
               await connection.commit(RESOLVE_COMMIT_MS);
             } catch (error) {
-              if (!isServersAnswer(error)) unanswered = { result };
+              if (!saysNotCommitted(error)) unanswered = { result };
               throw error;
             }
             return result;
@@ -225,6 +225,8 @@ class ConnectionPool {
   readonly #statementTimeoutMs: number;
   readonly #setUp: readonly string[];
   readonly #lastUsed = new WeakMap<object, number>();
+  /** Connections last used before then lead to a server that has turned out to be no primary. */
+  #distrustedBefore = 0;
 
   constructor({ database, databaseCa }: Pick<Config, 'database' | 'databaseCa'>, autocommit: boolean) {
     this.#statementTimeoutMs = database.statement_timeout_ms;
@@ -250,6 +252,8 @@ class ConnectionPool {
       this.#release(connection);
       return result;
     } catch (error) {
+      // The others may lead to the same server, and what it can still answer is out of date.
+      if (isReadOnly(error)) this.#distrustedBefore = performance.now();
       // A refusal from within a transaction and an SQL error leave the connection sound; nothing else does.
       if (
         kindOf(error) !== 'lost' &&
@@ -277,6 +281,10 @@ class ConnectionPool {
       const raw = await this.#acquireRaw(wait);
       const connection = new Connection(raw, this.#statementTimeoutMs);
       const lastUsed = this.#lastUsed.get(raw.connection);
+      if (lastUsed !== undefined && lastUsed < this.#distrustedBefore) {
+        connection.destroy();
+        continue;
+      }
       try {
         if (lastUsed === undefined) {
           for (const statement of this.#setUp) await connection.query(statement, wait.remainingMs());

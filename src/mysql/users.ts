@@ -82,11 +82,12 @@ export async function findUserByName(db: Executor, username: string): Promise<Us
 
 /**
  * Counts one look at an old password, before it is taken. A window that has passed begins anew.
- * @returns false, with nothing counted, if the limit is reached.
+ * @returns false, with nothing counted, if the limit is reached, or the stored hash is not `expectedHash` any more.
  */
 export async function countOldPasswordAttempt(
   db: { writeRepeatably: Executor['write'] },
   userId: string,
+  expectedHash: string,
   guard: { limit: number; windowSeconds: number },
 ): Promise<boolean> {
   // Assignments take effect from left to right: the first one still sees when the old window began.
@@ -94,9 +95,9 @@ export async function countOldPasswordAttempt(
     `UPDATE users SET
        old_password_attempts = IF(old_password_attempts_since > UTC_TIMESTAMP(6) - INTERVAL ? SECOND, old_password_attempts + 1, 1),
        old_password_attempts_since = IF(old_password_attempts = 1, UTC_TIMESTAMP(6), old_password_attempts_since)
-     WHERE user_id = ? AND (old_password_attempts < ? OR old_password_attempts_since IS NULL
+     WHERE user_id = ? AND password_hash = ? AND (old_password_attempts < ? OR old_password_attempts_since IS NULL
        OR old_password_attempts_since <= UTC_TIMESTAMP(6) - INTERVAL ? SECOND)`,
-    [guard.windowSeconds, userId, guard.limit, guard.windowSeconds],
+    [guard.windowSeconds, userId, expectedHash, guard.limit, guard.windowSeconds],
   );
   return matched === 1;
 }

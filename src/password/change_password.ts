@@ -64,8 +64,16 @@ export interface ChangePasswordDependencies {
   settings(): ChangeSettings;
 }
 
-const ACTION = 'ChangePassword';
 const DAY_MS = 86_400_000;
+
+/** A request, and whose session and password it is about. */
+interface Change {
+  readonly session: Session;
+  readonly request: ChangeRequest;
+  readonly targetUserId: string;
+  readonly isOwn: boolean;
+  readonly event: Omit<AuditEvent, 'outcome' | 'reason'>;
+}
 
 /**
  * Changes a password, or says why not: the decision table of `user_service.proto`, from top to bottom.
@@ -78,67 +86,61 @@ export async function changePassword(
 ): Promise<ChangeOutcome> {
   const statements = deps.database.statements(call.wait);
   const session = requireSession(await findSession(statements, call.ust, call.idempotencyKey));
-  const targetUserId = request.userId ?? session.user.userId;
-  const isOwn = targetUserId === session.user.userId;
-  Object.assign(call.learnt, { actorUserId: session.user.userId, targetUserId });
-  const event = {
-    action: ACTION,
-    actorUserId: session.user.userId,
-    targetUserId,
-    request: auditedPart(request),
-  };
+  const actorUserId = session.user.userId;
+  const targetUserId = request.userId ?? actorUserId;
+  Object.assign(call.learnt, { actorUserId, targetUserId });
 
-  return await auditRefusals(deps.database, call, event, async () => {
-    requireApp(call.app, deps.settings().apps);
-    requireGoodStanding(session.user);
-    requireRights(session.user, request, isOwn);
-    const target = isOwn ? session.user : await findTarget(deps, call, targetUserId);
-    const earlier = findEarlier(session, call, request, targetUserId);
-    if (earlier) return earlier;
-
-    const { guard } = deps.settings();
-    if (request.oldPassword !== undefined) requireAttemptsLeft(target, guard);
-    const newPassword = normalise(request.newPassword);
-    const oldPassword = request.oldPassword === undefined ? undefined : normalise(request.oldPassword);
-    deps.policy().check(newPassword, { ...target, oldPassword });
-    if (isOwn && oldPassword === undefined) {
-      throw new Refusal('INVALID_REQUEST', {
-        violations: [required('old_password', 'is required to change the own password')],
-      });
-    }
-
-    const verify = async (password: string) => {
-      if (!(await countOldPasswordAttempt(statements, target.userId, guard)))
-        throw tooManyAttempts(target, guard);
-      if (!(await deps.hasher.verify(target.passwordHash, password, call.wait)))
-        throw new Refusal('OLD_PASSWORD_MISMATCH');
-    };
-    const applicant = {
-      path: [call.app, call.peerAddress, session.user.userId],
-      wait: call.wait,
-      hashes: (oldPassword === undefined ? 0 : 1) + (request.validateOnly ? 0 : 1),
-    };
-    const newHash = await deps.hasher.slots.run(applicant, async () => {
-      if (oldPassword !== undefined) await verify(oldPassword);
-      return request.validateOnly ? undefined : await deps.hasher.hash(newPassword, call.wait);
-    });
-
-    const verifiedHash = oldPassword === undefined ? null : target.passwordHash;
-    const change = { event, session, isOwn, targetUserId, verifiedHash, request };
-    return newHash === undefined
-      ? await recordValidated(deps, call, change)
-      : await store(deps, call, { ...change, newHash });
-  });
+  const event = { action: 'ChangePassword', actorUserId, targetUserId, request: auditedPart(request) };
+  const change = { session, request, targetUserId, isOwn: targetUserId === actorUserId, event };
+  return await auditRefusals(deps.database, call, event, () =>
+    orOutcomeOfTwin(deps, call, change, () => checkAndChange(deps, call, change)),
+  );
 }
 
-const needsSuperUser = (request: ChangeRequest, isOwn: boolean) =>
+async function checkAndChange(
+  deps: ChangePasswordDependencies,
+  call: Call,
+  change: Change,
+): Promise<ChangeOutcome> {
+  const { session, request, targetUserId, isOwn } = change;
+  requireApp(call.app, deps.settings().apps);
+  requireGoodStanding(session.user);
+  requireRights(change);
+  const target = isOwn ? session.user : await findTarget(deps, call, targetUserId);
+  const earlier = findEarlier(call, change, session);
+  if (earlier) return earlier;
+
+  const newPassword = normalise(request.newPassword);
+  const oldPassword = request.oldPassword === undefined ? undefined : normalise(request.oldPassword);
+  if (oldPassword !== undefined) requireAttemptsLeft(target, deps.settings().guard);
+  deps.policy().check(newPassword, { ...target, oldPassword });
+  if (isOwn && oldPassword === undefined) throw oldPasswordMissing();
+
+  const applicant = {
+    path: [call.app, call.peerAddress, session.user.userId],
+    wait: call.wait,
+    hashes: (oldPassword === undefined ? 0 : 1) + (request.validateOnly ? 0 : 1),
+  };
+  const newHash = await deps.hasher.slots.run(applicant, async () => {
+    if (oldPassword !== undefined) await verifyOldPassword(deps, call, target, oldPassword);
+    return request.validateOnly ? undefined : await deps.hasher.hash(newPassword, call.wait);
+  });
+
+  const verifiedHash = oldPassword === undefined ? null : target.passwordHash;
+  return newHash === undefined
+    ? await recordValidated(deps, call, change, verifiedHash)
+    : await store(deps, call, change, verifiedHash, newHash);
+}
+
+const needsSuperUser = ({ request, isOwn }: Change) =>
   !isOwn || request.passwordExpiry !== undefined || request.mustChange !== undefined;
 
 /** Rows 5 and 6: decided before anybody is looked up, so that nobody learns who exists. */
-function requireRights(user: User, request: ChangeRequest, isOwn: boolean): void {
-  if (needsSuperUser(request, isOwn) && !user.isSuperUser)
+function requireRights(change: Change): void {
+  const { user } = change.session;
+  if (needsSuperUser(change) && !user.isSuperUser)
     throw new Refusal('SUPER_USER_REQUIRED', { subStatus: ['E005001'] });
-  if (!isOwn && isChangeDue(user)) {
+  if (!change.isOwn && isChangeDue(user)) {
     throw new Refusal('OWN_PASSWORD_CHANGE_REQUIRED', { subStatus: changeDueSubStatus(user) });
   }
 }
@@ -153,32 +155,6 @@ async function findTarget(
   return target;
 }
 
-/** The first outcome, if this very request was carried out before under its idempotency key. */
-function findEarlier(
-  session: Session,
-  call: Call,
-  request: ChangeRequest,
-  targetUserId: string,
-): ChangeOutcome | undefined {
-  if (!session.earlier || request.validateOnly) return undefined;
-  if (!timingSafeEqual(session.earlier.requestMac, requestMac(call, request, targetUserId))) {
-    throw new Refusal('IDEMPOTENCY_KEY_REUSED', { subStatus: ['E008002'] });
-  }
-  call.learnt.replayed = true;
-  const { passwordExpiresAt, sessionsEnded } = session.earlier;
-  return { passwordExpiresAt, sessionsEnded };
-}
-
-/**
- * Tells two requests apart without keeping anything that passwords could be guessed against: the key of the MAC
- * is the session token, 256 random bits of which the database has no more than a hash.
- */
-function requestMac(call: Call, request: ChangeRequest, targetUserId: string): Buffer {
-  const { oldPassword, newPassword, passwordExpiry, mustChange } = request;
-  const parts = [targetUserId, oldPassword ?? null, newPassword, passwordExpiry ?? null, mustChange ?? null];
-  return createHmac('sha256', call.ust).update(JSON.stringify(parts)).digest();
-}
-
 function requireAttemptsLeft(target: User, guard: ChangeSettings['guard']): void {
   const windowIsOpen = target.oldPasswordAttemptsAgeMs < guard.windowSeconds * 1000;
   if (windowIsOpen && target.oldPasswordAttempts >= guard.limit) throw tooManyAttempts(target, guard);
@@ -189,6 +165,71 @@ const tooManyAttempts = (target: User, guard: ChangeSettings['guard']) =>
     retryAfterMs: Math.max(1000, Math.ceil(guard.windowSeconds * 1000 - target.oldPasswordAttemptsAgeMs)),
   });
 
+const oldPasswordMissing = () =>
+  new Refusal('INVALID_REQUEST', {
+    violations: [required('old_password', 'is required to change the own password')],
+    subStatus: ['E008003'],
+  });
+
+/** Rows 8 and 11. The attempt is counted before the look is taken, so that nothing can outrun or undo the count. */
+async function verifyOldPassword(
+  { database, hasher, settings }: ChangePasswordDependencies,
+  call: Call,
+  target: User,
+  oldPassword: string,
+): Promise<void> {
+  const { guard } = settings();
+  const statements = database.statements(call.wait);
+  if (!(await countOldPasswordAttempt(statements, target.userId, target.passwordHash, guard))) {
+    const now = await findUser(statements, target.userId);
+    if (now?.passwordHash !== target.passwordHash) throw new Refusal('CONCURRENT_CHANGE');
+    throw tooManyAttempts(now, guard);
+  }
+  if (!(await hasher.verify(target.passwordHash, oldPassword, call.wait)))
+    throw new Refusal('OLD_PASSWORD_MISMATCH');
+}
+
+/** The first outcome, if this very request was carried out before under its idempotency key. */
+function findEarlier(call: Call, change: Change, { earlier }: Session): ChangeOutcome | undefined {
+  if (!earlier || change.request.validateOnly) return undefined;
+  if (!timingSafeEqual(earlier.requestMac, requestMac(call, change))) {
+    throw new Refusal('IDEMPOTENCY_KEY_REUSED', { subStatus: ['E008002'] });
+  }
+  call.learnt.replayed = true;
+  return { passwordExpiresAt: earlier.passwordExpiresAt, sessionsEnded: earlier.sessionsEnded };
+}
+
+/** Where another change came first, that may have been this very request, sent twice: then its outcome is the answer. */
+async function orOutcomeOfTwin(
+  { database }: ChangePasswordDependencies,
+  call: Call,
+  change: Change,
+  work: () => Promise<ChangeOutcome>,
+): Promise<ChangeOutcome> {
+  try {
+    return await work();
+  } catch (error) {
+    const cameSecond =
+      error instanceof Refusal &&
+      (error.reason === 'CONCURRENT_CHANGE' || error.reason === 'OLD_PASSWORD_MISMATCH');
+    if (!cameSecond || call.idempotencyKey === undefined) throw error;
+    const session = await findSession(database.statements(call.wait), call.ust, call.idempotencyKey);
+    const earlier = session && findEarlier(call, change, session);
+    if (!earlier) throw error;
+    return earlier;
+  }
+}
+
+/**
+ * Tells two requests apart without keeping anything that passwords could be guessed against: the key of the MAC
+ * is the session token, 256 random bits of which the database has no more than a hash.
+ */
+function requestMac(call: Call, { request, targetUserId }: Change): Buffer {
+  const { oldPassword, newPassword, passwordExpiry, mustChange } = request;
+  const parts = [targetUserId, oldPassword ?? null, newPassword, passwordExpiry ?? null, mustChange ?? null];
+  return createHmac('sha256', call.ust).update(JSON.stringify(parts)).digest();
+}
+
 function auditedPart({ passwordExpiry, mustChange, validateOnly }: ChangeRequest): AuditEvent['request'] {
   return {
     ...(passwordExpiry === undefined ? {} : { password_expiry: passwordExpiry }),
@@ -197,87 +238,50 @@ function auditedPart({ passwordExpiry, mustChange, validateOnly }: ChangeRequest
   };
 }
 
-/** When the password will expire that is set now. */
-function expiryAt(now: Date, request: ChangeRequest, settings: ChangeSettings): Date | null {
+/** When the new password will expire, by the database's clock; null: never. */
+function expiryOf({ request, session }: Change, settings: ChangeSettings): Date | null {
   const days = request.passwordExpiry ?? settings.expiryDays;
-  return days === 0 ? null : new Date(now.getTime() + days * DAY_MS);
+  return days === 0 ? null : new Date(session.now.getTime() + days * DAY_MS);
 }
 
-/** A change that has passed every check. */
-interface CheckedChange {
-  readonly event: Omit<AuditEvent, 'outcome' | 'reason'>;
-  readonly session: Session;
-  readonly isOwn: boolean;
-  readonly targetUserId: string;
-  /** The stored hash that the old password was verified against; null: none was sent. */
-  readonly verifiedHash: string | null;
-  readonly request: ChangeRequest;
-}
-
-/** The change and all that goes with it, in one transaction, on condition that nothing it rests on has changed. */
+/**
+ * The change and all that goes with it, in one transaction, on condition that nothing it rests on has changed: the
+ * session, the rights, and the hash that the old password was verified against (null: none was sent).
+ */
 async function store(
   deps: ChangePasswordDependencies,
   call: Call,
-  {
-    event,
-    session,
-    isOwn,
-    targetUserId,
-    verifiedHash,
-    request,
-    newHash,
-  }: CheckedChange & { newHash: string },
+  change: Change,
+  verifiedHash: string | null,
+  newHash: string,
 ): Promise<ChangeOutcome> {
+  const { session, request, targetUserId, isOwn, event } = change;
   const settings = deps.settings();
-  const actorUserId = session.user.userId;
   const mustChange = request.mustChange ?? (settings.mustChangeAfterSuperUser && !isOwn);
-  const expiresAt = expiryAt(session.now, request, settings);
-  const password = { hash: newHash, expiresAt, mustChange };
+  const passwordExpiresAt = expiryOf(change, settings);
+  const password = { hash: newHash, expiresAt: passwordExpiresAt, mustChange };
+
   const work = async (tx: Executor): Promise<{ outcome: ChangeOutcome; record: AuditReference }> => {
     const sessionsEnded =
       isOwn && verifiedHash !== null
-        ? await replaceOwnPassword(
-            tx,
-            session.sessionId,
-            verifiedHash,
-            password,
-            needsSuperUser(request, isOwn),
-          )
+        ? await replaceOwnPassword(tx, session.sessionId, verifiedHash, password, needsSuperUser(change))
         : await replaceAnothersPassword(tx, session.sessionId, targetUserId, verifiedHash, password);
     if (sessionsEnded === undefined) throw new Refusal('CONCURRENT_CHANGE');
 
     if (call.idempotencyKey !== undefined) {
-      const earlier = {
-        requestMac: requestMac(call, request, targetUserId),
-        passwordExpiresAt: expiresAt,
-        sessionsEnded,
-      };
-      const isFirst = await recordOutcome(tx, actorUserId, call.idempotencyKey, earlier);
+      const earlier = { requestMac: requestMac(call, change), passwordExpiresAt, sessionsEnded };
+      const isFirst = await recordOutcome(tx, session.user.userId, call.idempotencyKey, earlier);
       if (!isFirst) throw new Refusal('CONCURRENT_CHANGE');
     }
     const record = await insertAuditRecord(tx, call, { ...event, outcome: 'ok', reason: '' });
-    return { outcome: { passwordExpiresAt: expiresAt, sessionsEnded }, record };
+    return { outcome: { passwordExpiresAt, sessionsEnded }, record };
   };
   const wasCommitted = async (tx: Executor, { record }: Awaited<ReturnType<typeof work>>) => {
     await lockUser(tx, targetUserId);
     return await isRecorded(tx, record);
   };
-  try {
-    const { outcome } = await deps.database.transaction(call.wait, { work, wasCommitted });
-    return outcome;
-  } catch (error) {
-    if (
-      !(error instanceof Refusal) ||
-      error.reason !== 'CONCURRENT_CHANGE' ||
-      call.idempotencyKey === undefined
-    )
-      throw error;
-    // What came first may have been this very request, sent twice.
-    const now = await findSession(deps.database.statements(call.wait), call.ust, call.idempotencyKey);
-    const earlier = now && findEarlier(now, call, request, targetUserId);
-    if (!earlier) throw error;
-    return earlier;
-  }
+  const { outcome } = await deps.database.transaction(call.wait, { work, wasCommitted });
+  return outcome;
 }
 
 /** As `replaceOwnPassword`, for somebody else's: all of that person's sessions end. */
@@ -302,8 +306,10 @@ async function replaceAnothersPassword(
 async function recordValidated(
   { database, settings }: ChangePasswordDependencies,
   call: Call,
-  { event, session, isOwn, targetUserId, verifiedHash, request }: CheckedChange,
+  change: Change,
+  verifiedHash: string | null,
 ): Promise<ChangeOutcome> {
+  const { session, targetUserId, isOwn, event } = change;
   const statements = database.statements(call.wait);
   if (verifiedHash !== null) await resetOldPasswordAttempts(statements, targetUserId, verifiedHash);
   const sessionsEnded = await countOtherSessions(
@@ -312,5 +318,5 @@ async function recordValidated(
     isOwn ? session.sessionId : undefined,
   );
   await insertAuditRecord(statements, call, { ...event, outcome: 'validated', reason: '' });
-  return { passwordExpiresAt: expiryAt(session.now, request, settings()), sessionsEnded };
+  return { passwordExpiresAt: expiryOf(change, settings()), sessionsEnded };
 }

@@ -94,6 +94,7 @@ export async function crossCheck(reference: Engine, candidate: Engine): Promise<
   const cases: [Argon2Parameters, string, Buffer | undefined, number][] = [
     [{ memoryKib: 8, iterations: 1, parallelism: 1 }, '', undefined, 32],
     [{ memoryKib: 256, iterations: 3, parallelism: 1 }, 'pässwörd \u{1F511}', undefined, 32],
+    [{ memoryKib: 64, iterations: 2, parallelism: 1 }, 'keyed', randomBytes(32), 32],
     [{ memoryKib: 1024, iterations: 2, parallelism: 4 }, 'a\0b', randomBytes(32), 32],
     [{ memoryKib: 1027, iterations: 2, parallelism: 3 }, 'x'.repeat(1024), randomBytes(16), 64],
     [{ memoryKib: 19_456, iterations: 2, parallelism: 1 }, 'correct horse battery staple', undefined, 32],

@@ -711,25 +711,22 @@ describe('row 12: CONCURRENT_CHANGE', () => {
       const other = await service.createUser();
       const target = isOwn ? me : other;
       const cid = `t-${randomUUID()}`;
-      // The call's transaction waits for this lock, so that what happens here happens before it.
-      await service.db.beginTransaction();
-      await service.sql(
-        'SELECT 1 FROM users u JOIN sessions s USING (user_id) WHERE user_id = ? FOR UPDATE',
-        [me.userId],
-      );
-      const change = service.server.change(
-        { ust: me.ust, app: 'CRM', cid },
-        {
-          ...(isOwn ? { oldPassword: me.password } : { userId: other.userId }),
-          newPassword: strongPassword(),
-        },
-      );
-      await waitForLockWait(service);
-      await service.sql(statement, [me.userId]);
-      await service.db.commit();
+      // The call's transaction waits for the lock, so that what happens here happens before it.
+      const change = await service.whileLocked(me.userId, async () => {
+        const call = service.server.change(
+          { ust: me.ust, app: 'CRM', cid },
+          {
+            ...(isOwn ? { oldPassword: me.password } : { userId: other.userId }),
+            newPassword: strongPassword(),
+          },
+        );
+        await service.waitForLockWaits();
+        await service.sql(statement, [me.userId]);
+        return { call };
+      });
       const hash = await service.storedHash(target.userId);
 
-      const answer = await change;
+      const answer = await change.call;
       assert.equal(answer.code, 'ABORTED');
       assert.equal(answer.reason, 'CONCURRENT_CHANGE');
       assert.equal(await service.storedHash(target.userId), hash);
@@ -741,16 +738,6 @@ describe('row 12: CONCURRENT_CHANGE', () => {
     });
   }
 });
-
-/** Until some transaction waits for a row lock; nobody else uses these tables' database server in that way now. */
-async function waitForLockWait(service: Service): Promise<void> {
-  await eventually('a transaction waits for a lock', async () => {
-    const rows = await service.sql(
-      "SELECT 1 FROM information_schema.innodb_trx t JOIN information_schema.processlist p ON p.id = t.trx_mysql_thread_id WHERE t.trx_state = 'LOCK WAIT' AND p.db = DATABASE()",
-    );
-    return rows.length > 0;
-  });
-}
 
 describe('rows 14 to 17: what the server itself cannot do', () => {
   it('row 14: OVERLOADED if there is no room to hash before the deadline', async () => {
@@ -796,21 +783,17 @@ describe('rows 14 to 17: what the server itself cannot do', () => {
     try {
       const me = await service.createUser();
       const hash = await service.storedHash(me.userId);
-      await service.db.beginTransaction();
-      await service.sql('SELECT 1 FROM users WHERE user_id = ? FOR UPDATE', [me.userId]);
       const message = { oldPassword: me.password, newPassword: strongPassword() };
-      const late = await service.server.change({ ust: me.ust, app: 'CRM', cid: 'late' }, message, {
-        timeoutMs: 400,
+      const metadata = { ust: me.ust, app: 'CRM' };
+      await service.whileLocked(me.userId, async () => {
+        const late = await service.server.change({ ...metadata, cid: 'late' }, message, { timeoutMs: 400 });
+        assert.equal(late.code, 'DEADLINE_EXCEEDED');
+        const abort = new AbortController();
+        const call = service.server.change({ ...metadata, cid: 'gone' }, message, { signal: abort.signal });
+        await service.waitForLockWaits();
+        abort.abort();
+        assert.equal((await call).code, 'CANCELLED');
       });
-      assert.equal(late.code, 'DEADLINE_EXCEEDED');
-      const abort = new AbortController();
-      const call = service.server.change({ ust: me.ust, app: 'CRM', cid: 'gone' }, message, {
-        signal: abort.signal,
-      });
-      await waitForLockWait(service);
-      abort.abort();
-      assert.equal((await call).code, 'CANCELLED');
-      await service.db.rollback();
       assert.equal((await service.server.lineOf('late')).reason, 'DEADLINE_EXCEEDED');
       assert.equal((await service.server.lineOf('gone')).reason, 'CANCELLED');
       assert.equal(await service.storedHash(me.userId), hash);
@@ -823,13 +806,12 @@ describe('rows 14 to 17: what the server itself cannot do', () => {
     const service = await startService({ REKEY_LIMITS_CALL_TIMEOUT_MS: '400' });
     try {
       const me = await service.createUser();
-      await service.db.beginTransaction();
-      await service.sql('SELECT 1 FROM users WHERE user_id = ? FOR UPDATE', [me.userId]);
-      const answer = await service.server.change(
-        { ust: me.ust, app: 'CRM', cid: 'limit' },
-        { oldPassword: me.password, newPassword: strongPassword() },
+      const answer = await service.whileLocked(me.userId, () =>
+        service.server.change(
+          { ust: me.ust, app: 'CRM', cid: 'limit' },
+          { oldPassword: me.password, newPassword: strongPassword() },
+        ),
       );
-      await service.db.rollback();
       assert.ok(['DEADLINE_EXCEEDED', 'UNAVAILABLE'].includes(answer.code));
       assert.equal(answer.reason, answer.code);
       assert.equal(answer.cid, 'limit');

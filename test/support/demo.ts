@@ -85,7 +85,10 @@ Ctrl-C stops all of it.
 process.exit(0);
 
 async function rekey(parameters: string[], input = ''): Promise<string> {
-  const child = spawn(process.execPath, [MAIN, ...parameters], { env: environment, stdio: ['pipe', 'pipe', 'inherit'] });
+  const child = spawn(process.execPath, [MAIN, ...parameters], {
+    env: environment,
+    stdio: ['pipe', 'pipe', 'inherit'],
+  });
   child.stdin.end(input);
   let output = '';
   child.stdout.on('data', (chunk) => {
@@ -103,7 +106,6 @@ async function rekeyJson(parameters: string[], password?: string): Promise<Recor
 
 /** Rekey's own port where it is free, so that the commands are short; any other otherwise. */
 async function preferredPort(wanted: number): Promise<number> {
-  const { createServer } = await import('node:net');
   const probe = createServer();
   const isFree = await new Promise<boolean>((resolve) => {
     probe.once('error', () => resolve(false));
@@ -121,7 +123,9 @@ async function serving(): Promise<void> {
   try {
     for (;;) {
       const status = await new Promise<string | undefined>((resolve) =>
-        health.check?.({ service: '' }, (_error: unknown, answer?: { status: string }) => resolve(answer?.status)),
+        health.check?.({ service: '' }, (_error: unknown, answer?: { status: string }) =>
+          resolve(answer?.status),
+        ),
       );
       if (status === 'SERVING') return;
       await new Promise((resolve) => setTimeout(resolve, 100));

@@ -16,7 +16,7 @@ import { Code, type Client as ConnectClient, ConnectError, createClient } from '
 import { createGrpcTransport, Http2SessionManager } from '@connectrpc/connect-node';
 import { type ChannelCredentials, credentials, makeGenericClientConstructor } from '@grpc/grpc-js';
 import { service as healthService } from 'grpc-health-check';
-import mysql, { type Connection, type ResultSetHeader, type RowDataPacket } from 'mysql2/promise';
+import mysql, { type Connection, type RowDataPacket } from 'mysql2/promise';
 import {
   BadRequestSchema,
   ErrorInfoSchema,
@@ -345,7 +345,17 @@ export async function startServerProcess(
     signal: (signal) => void child.kill(signal),
     waitFor,
     waitForHealth: async (status) => {
-      await eventually(`health ${status}`, async () => (await checkHealth(address)) === status);
+      let last: HealthStatus | undefined;
+      const look = async () => {
+        if (ended) assert.fail(`the server ended\n${lines.join('\n')}\n${stderr()}`);
+        last = await checkHealth(address);
+        return last === status;
+      };
+      await eventually(`health ${status}`, look).catch((error) => {
+        throw new Error(`health is ${last}, not ${status}; the log:\n${lines.join('\n')}\n${stderr()}`, {
+          cause: error,
+        });
+      });
     },
     stop: async () => {
       sessions.abort();
@@ -428,6 +438,10 @@ export interface Service {
   sql<Row extends RowDataPacket = RowDataPacket>(statement: string, parameters?: unknown[]): Promise<Row[]>;
   /** The audit records with this cid. */
   auditOf(cid: string): Promise<AuditRow[]>;
+  /** Holds the locks on a user and the user's sessions while `work` runs, and commits what it did with `sql`. */
+  whileLocked<T>(userId: string, work: () => Promise<T>): Promise<T>;
+  /** Until as many transactions on this database wait for a row's lock. */
+  waitForLockWaits(count?: number): Promise<void>;
   storedHash(userId: string): Promise<string>;
   isPassword(userId: string, password: string): Promise<boolean>;
   /** Ends all of it, and checks that nothing that was logged holds a secret. */
@@ -494,6 +508,31 @@ export async function startService(
     return String(row?.password_hash);
   };
 
+  const whileLocked: Service['whileLocked'] = async (userId, work) => {
+    await db.beginTransaction();
+    try {
+      await sql('SELECT 1 FROM users LEFT JOIN sessions USING (user_id) WHERE user_id = ? FOR UPDATE', [
+        userId,
+      ]);
+      const result = await work();
+      await db.commit();
+      return result;
+    } finally {
+      await db.rollback();
+    }
+  };
+  const waitForLockWaits: Service['waitForLockWaits'] = async (count = 1) => {
+    const look = async () => {
+      const rows = await sql(
+        `SELECT t.trx_id FROM information_schema.innodb_trx t
+         JOIN information_schema.processlist p ON p.id = t.trx_mysql_thread_id
+         WHERE t.trx_state = 'LOCK WAIT' AND p.db = DATABASE()`,
+      );
+      return rows.length >= count;
+    };
+    await eventually(`${count} transactions wait for a lock`, look);
+  };
+
   const service: Service = {
     get server() {
       return servers[0] as ServerProcess;
@@ -507,6 +546,8 @@ export async function startService(
     startServer,
     openSession,
     sql,
+    whileLocked,
+    waitForLockWaits,
     storedHash,
     createUser: async (options = {}) => {
       const { password = strongPassword(), username = `u-${randomUUID()}` } = options;
@@ -560,9 +601,6 @@ export async function startService(
   }
   return service;
 }
-
-/** How many rows an INSERT, UPDATE or DELETE of `sql` touched. */
-export const affected = (result: unknown) => (result as ResultSetHeader).affectedRows;
 
 // ---- a database that goes away ----------------------------------------------------------------------------------
 

@@ -1,0 +1,58 @@
+/** What the system says about processes: CPU time by thread, and memory. Linux only: it reads /proc. */
+import { readdirSync, readFileSync } from 'node:fs';
+
+const NS_PER_MS = 1e6;
+
+/** CPU time in milliseconds since the process began. */
+export interface CpuTime {
+  /** JavaScript. */
+  readonly main: number;
+  /** libuv's pool: of a server that hashes, Argon2 and next to nothing else. */
+  readonly pool: number;
+  /** Garbage collection, compilation and whatever else has a thread. */
+  readonly others: number;
+}
+
+export function cpuTime(pid: number): CpuTime {
+  let main = 0;
+  let pool = 0;
+  let others = 0;
+  for (const thread of readdirSync(`/proc/${pid}/task`)) {
+    try {
+      const directory = `/proc/${pid}/task/${thread}`;
+      const ms = Number(readFileSync(`${directory}/schedstat`, 'utf8').split(' ')[0]) / NS_PER_MS;
+      if (thread === String(pid)) main += ms;
+      else if (readFileSync(`${directory}/comm`, 'utf8').startsWith('libuv-worker')) pool += ms;
+      else others += ms;
+    } catch {
+      // The thread has ended since.
+    }
+  }
+  return { main, pool, others };
+}
+
+export const cpuSince = (pid: number, { main, pool, others }: CpuTime): CpuTime => {
+  const now = cpuTime(pid);
+  return { main: now.main - main, pool: now.pool - pool, others: now.others - others };
+};
+
+export const total = ({ main, pool, others }: CpuTime) => main + pool + others;
+
+/** Megabytes (10^6 bytes). */
+export function residentMb(pid: number): number {
+  const kib = /^VmRSS:\s+(\d+) kB$/m.exec(readFileSync(`/proc/${pid}/status`, 'utf8'))?.[1];
+  return (Number(kib) * 1024) / 1e6;
+}
+
+/** The most memory that a process had while `work` ran, looked at ten times a second. Megabytes. */
+export async function peakResidentMb<T>(pid: number, work: () => Promise<T>): Promise<[T, number]> {
+  let peak = residentMb(pid);
+  const timer = setInterval(() => {
+    peak = Math.max(peak, residentMb(pid));
+  }, 100);
+  try {
+    return [await work(), peak];
+  } finally {
+    clearInterval(timer);
+  }
+}
