@@ -3,8 +3,8 @@
  * large as the server's, with the server's own choice of engine, and nothing else going on.
  */
 import { randomBytes } from 'node:crypto';
-import type { Argon2Parameters } from '../src/password/phc.ts';
 import { chooseEngine } from '../src/password/engine.ts';
+import type { Argon2Parameters } from '../src/password/phc.ts';
 import { answerQuestions } from './child.ts';
 
 export interface BoundQuestion {

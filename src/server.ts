@@ -1,7 +1,13 @@
 import { readFileSync } from 'node:fs';
 import { fromBinary, toBinary } from '@bufbuild/protobuf';
 import { FileDescriptorProtoSchema, FileDescriptorSetSchema } from '@bufbuild/protobuf/wkt';
-import { Server, ServerCredentials, type ServiceDefinition } from '@grpc/grpc-js';
+import {
+  type handleServerStreamingCall,
+  Server,
+  ServerCredentials,
+  type ServiceDefinition,
+  type UntypedServiceImplementation,
+} from '@grpc/grpc-js';
 import { ReflectionService } from '@grpc/reflection';
 import { HealthImplementation, service as healthService } from 'grpc-health-check';
 import { SessionService } from '../gen/rekey/v1/session_service_pb.ts';
@@ -20,6 +26,7 @@ import { Policy } from './password/policy.ts';
 import type { LoginSettings } from './password/sessions.ts';
 import { Slots } from './password/slots.ts';
 import { bodyTimeout } from './rpc/body_timeout.ts';
+import { guardConnections } from './rpc/connections.ts';
 import { getSessionHandler, loginHandler, logoutHandler } from './rpc/session_service.ts';
 import { type Edge, unary } from './rpc/unary.ts';
 import { changePasswordHandler } from './rpc/user_service.ts';
@@ -59,7 +66,6 @@ export async function startServer(config: Config, log: Logger): Promise<RunningS
   const server = new Server({
     interceptors: [bodyTimeout(limits.call_timeout_ms)],
     'grpc.max_receive_message_length': limits.message_bytes,
-    'grpc.max_metadata_size': limits.metadata_bytes,
     'grpc.max_concurrent_streams': limits.streams_per_connection,
     'grpc.max_connection_idle_ms': limits.idle_seconds * 1000,
     'grpc.max_connection_age_ms': limits.connection_age_seconds * 1000,
@@ -67,6 +73,7 @@ export async function startServer(config: Config, log: Logger): Promise<RunningS
     'grpc.keepalive_time_ms': limits.keepalive_seconds * 1000,
     'grpc.keepalive_timeout_ms': limits.keepalive_seconds * 1000,
   });
+  guardConnections(server, config, log, new Set([healthService.Watch.path]));
   const methods = [
     unary(edge, UserService.method.changePassword, changePasswordHandler(users)),
     unary(edge, SessionService.method.login, loginHandler(sessions)),
@@ -80,7 +87,7 @@ export async function startServer(config: Config, log: Logger): Promise<RunningS
   const health = new HealthImplementation(
     Object.fromEntries(SERVICES.map((name) => [name, 'NOT_SERVING' as const])),
   );
-  health.addToServer(server);
+  addHealth(server, health);
   if (config.reflection) reflection().addToServer(server);
 
   const port = await new Promise<number>((resolve, reject) =>
@@ -160,6 +167,21 @@ function credentials({ tlsFiles }: Config): ServerCredentials {
     [{ private_key: key, cert_chain: certificate }],
     clientCa !== undefined,
   );
+}
+
+/** The library keeps every name that was ever watched: names of no service of ours are one and the same to it. */
+function addHealth(server: Server, health: HealthImplementation): void {
+  const register = (definition: ServiceDefinition, methods: UntypedServiceImplementation) => {
+    const watch = methods.watch as handleServerStreamingCall<{ service: string }, unknown>;
+    server.addService(definition, {
+      ...methods,
+      watch: (call: Parameters<typeof watch>[0]) => {
+        if (!SERVICES.includes(call.request.service)) call.request.service = 'unknown';
+        watch(call);
+      },
+    });
+  };
+  health.addToServer({ addService: register } as Server);
 }
 
 /** Reflection of the descriptors just as `buf build` made them, comments included. */

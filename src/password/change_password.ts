@@ -186,7 +186,7 @@ async function verifyOldPassword(
     throw tooManyAttempts(now, guard);
   }
   if (!(await hasher.verify(target.passwordHash, oldPassword, call.wait)))
-    throw new Refusal('OLD_PASSWORD_MISMATCH');
+    throw new Refusal('OLD_PASSWORD_MISMATCH', { subStatus: ['E005001'] });
 }
 
 /** The first outcome, if this very request was carried out before under its idempotency key. */

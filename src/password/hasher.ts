@@ -65,7 +65,10 @@ export class Hasher {
 
   /** A hash that no password has, as costly to verify as any other: for users who do not exist. */
   nobodysHash(): Promise<string> {
-    this.#nobodysHash ??= this.#hashArgon2(randomBytes(32).toString('base64'));
+    this.#nobodysHash ??= this.#hashArgon2(randomBytes(32).toString('base64')).catch((error) => {
+      this.#nobodysHash = undefined;
+      throw error;
+    });
     return this.#nobodysHash;
   }
 

@@ -28,7 +28,10 @@ export interface PolicySubject {
 
 /** zxcvbn's cost explodes with length: a long password is scored by its beginning. In code points. */
 const SCORED_LENGTH = 100;
-/** Most long passwords have earned the best score by here, at a fraction of the cost. In code points. */
+/**
+ * Most long passwords have earned the best score by here, at a fraction of the cost; and no word of the dictionaries is
+ * longer, so that none is cut in two and taken for something better. In code points.
+ */
 const FIRST_SCORED_LENGTH = 24;
 /** Shorter names (`jo`, `de`) turn up inside of good passwords by chance. In code points. */
 const MIN_USER_INFO_LENGTH = 4;

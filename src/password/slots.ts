@@ -81,7 +81,7 @@ export class Slots {
 
   #take(applicant: Applicant): Promise<void> | undefined {
     const expectedMs = this.#expectedMs(applicant);
-    if (expectedMs > applicant.wait.remainingMs()) throw overloaded(expectedMs);
+    if (!this.#isIdle && expectedMs > applicant.wait.remainingMs()) throw overloaded(expectedMs);
     if (this.#taken < this.#capacity) {
       this.#taken++;
       return undefined;
@@ -106,6 +106,11 @@ export class Slots {
     });
   }
 
+  /** Then somebody is let in whatever the expectation: nothing else could ever correct it, after a pause of the machine say. */
+  get #isIdle(): boolean {
+    return this.#taken === 0;
+  }
+
   /** How long until `applicant` would be done if it came now, in milliseconds. */
   #expectedMs({ path, hashes }: Applicant): number {
     const own = hashes * this.#hashMs + STORE_RESERVE_MS;
@@ -119,7 +124,7 @@ export class Slots {
       const next = this.#queue.shift();
       if (!next) return;
       const { wait, hashes } = next.applicant;
-      const neededMs = hashes * this.#hashMs;
+      const neededMs = this.#isIdle ? 0 : hashes * this.#hashMs;
       if (wait.remainingMs() < neededMs) {
         next.refuse(overloaded(neededMs));
         continue;

@@ -16,10 +16,12 @@ export interface CheckedMetadata {
   readonly violations: readonly Violation[];
 }
 
-/** Printable ASCII without the space: what a header's value arrives as, whatever stands between. */
+/** Printable ASCII, the space included. */
 const PRINTABLE = /^[\x20-\x7e]*$/;
 const ID_MAX = 128;
 const UST_MAX = 512;
+/** Stands for a value that is not printable ASCII: too long for any key. */
+export const REFUSED_VALUE = '?'.repeat(UST_MAX + 1);
 
 /**
  * Who calls, by the metadata of the request and the address of the peer, with every fault of the metadata. A cid
@@ -82,15 +84,25 @@ export function checkMetadata(
   };
 }
 
-/** `127.0.0.1:5000` and `[::1]:5000` without their ports; IPv4 in IPv6's clothes as IPv4. */
+/** `127.0.0.1:5000` and `[fe80::1%eth0]:5000` without ports and zones; IPv4 in IPv6's clothes as IPv4. */
 function addressOfPeer(peer: string): string {
-  const address = peer.slice(0, Math.max(0, peer.lastIndexOf(':'))).replace(/^\[|\]$/g, '');
+  const address = peer
+    .slice(0, Math.max(0, peer.lastIndexOf(':')))
+    .replace(/^\[|\]$/g, '')
+    .replace(/%.*$/, '');
   return normaliseAddress(address) ?? 'unknown';
 }
 
 function normaliseAddress(address: string): string | undefined {
   if (isIP(address) === 0 || address.includes('%')) return undefined;
-  const mapped = /^::ffff:(\d+\.\d+\.\d+\.\d+)$/i.exec(address)?.[1];
+  if (isIP(address) === 4) return address;
   // The URL parser writes IPv6 in its one canonical form.
-  return mapped ?? (isIP(address) === 6 ? new URL(`http://[${address}]`).hostname.slice(1, -1) : address);
+  const canonical = new URL(`http://[${address}]`).hostname.slice(1, -1);
+  const mapped = /^::ffff:([0-9a-f]{1,4}):([0-9a-f]{1,4})$/.exec(canonical);
+  if (!mapped) return canonical;
+  return mapped
+    .slice(1)
+    .map((half) => Number.parseInt(half, 16))
+    .flatMap((half) => [half >> 8, half & 0xff])
+    .join('.');
 }

@@ -72,7 +72,12 @@ function hpackInteger(value: number): Buffer {
 }
 
 export const settings = (...pairs: readonly (readonly [id: number, value: number])[]): Buffer =>
-  frame(FRAME.SETTINGS, 0, 0, Buffer.concat(pairs.map(([id, value]) => Buffer.concat([uint16(id), uint32(value)]))));
+  frame(
+    FRAME.SETTINGS,
+    0,
+    0,
+    Buffer.concat(pairs.map(([id, value]) => Buffer.concat([uint16(id), uint32(value)]))),
+  );
 
 export const uint16 = (value: number): Buffer => {
   const bytes = Buffer.alloc(2);
@@ -135,7 +140,10 @@ export class RawConnection {
   }
 
   /** @param opening what is sent at once; absent: the preface and empty SETTINGS, as it should be. */
-  static async open(address: string, opening: Buffer = Buffer.concat([PREFACE, settings()])): Promise<RawConnection> {
+  static async open(
+    address: string,
+    opening: Buffer = Buffer.concat([PREFACE, settings()]),
+  ): Promise<RawConnection> {
     const [host = '', port = ''] = address.split(':');
     const socket = connect({ host, port: Number(port), noDelay: true });
     const connection = new RawConnection(socket);
@@ -150,13 +158,17 @@ export class RawConnection {
 
   get goaway(): { code: number; text: string } | undefined {
     const found = this.frames.find(({ type }) => type === FRAME.GOAWAY);
-    return found && { code: found.payload.readUInt32BE(4), text: found.payload.subarray(8).toString('latin1') };
+    return (
+      found && { code: found.payload.readUInt32BE(4), text: found.payload.subarray(8).toString('latin1') }
+    );
   }
 
   /** Resolves when the bytes are out of this process or the connection is closed; never throws. */
   async send(...buffers: readonly Buffer[]): Promise<void> {
     if (this.isClosed || this.socket.destroyed) return;
-    const isRoomLeft = this.socket.write(buffers.length === 1 ? (buffers[0] as Buffer) : Buffer.concat(buffers));
+    const isRoomLeft = this.socket.write(
+      buffers.length === 1 ? (buffers[0] as Buffer) : Buffer.concat(buffers),
+    );
     if (isRoomLeft) return;
     await Promise.race([new Promise((resolve) => this.socket.once('drain', resolve)), this.closed]);
   }

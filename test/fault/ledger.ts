@@ -48,7 +48,9 @@ export async function createLedger(db: Connection): Promise<void> {
 }
 
 export async function readLedger(db: Connection): Promise<LedgerEntry[]> {
-  const [rows] = await db.query<RowDataPacket[]>('SELECT kind, subject, detail FROM fault_ledger ORDER BY seq');
+  const [rows] = await db.query<RowDataPacket[]>(
+    'SELECT kind, subject, detail FROM fault_ledger ORDER BY seq',
+  );
   return rows as LedgerEntry[];
 }
 
@@ -147,7 +149,11 @@ export function checkLedger(
         if (session !== undefined && ended.has(session))
           find(subject, 'a change through a session that had ended', change);
         if (byOther && powerless.has(actorUserId))
-          find(subject, "a change of somebody else's password by a user who was no super-user any more", change);
+          find(
+            subject,
+            "a change of somebody else's password by a user who was no super-user any more",
+            change,
+          );
         if (lockedOut.has(actorUserId)) find(subject, 'a change by a user who was locked by then', change);
         break;
       }
@@ -157,7 +163,8 @@ export function checkLedger(
     if (open > 0) find(userId, 'the hash changed without an audit record');
   for (const change of changes) {
     const times = recorded.get(change.id) ?? 0;
-    if (change.outcome === 'ok' && times === 0) find(change.userId, 'an acknowledged change is not there', change);
+    if (change.outcome === 'ok' && times === 0)
+      find(change.userId, 'an acknowledged change is not there', change);
     if ((change.outcome === 'refused' || change.outcome === 'wrong') && times > 0)
       find(change.userId, 'a change that was refused was made', change);
   }

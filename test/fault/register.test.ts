@@ -96,11 +96,7 @@ describe('histories that no register explains', () => {
     assert.deepEqual(offending([1, 2, 'ok', change('a', 'b')], [3, 4, 'ok', verify('a')]), ['op1', 'op2']));
   test('a refused change takes effect', () =>
     assert.deepEqual(
-      offending(
-        [1, 2, 'ok', verify('a')],
-        [3, 4, 'refused', change('a', 'b')],
-        [5, 6, 'ok', verify('b')],
-      ),
+      offending([1, 2, 'ok', verify('a')], [3, 4, 'refused', change('a', 'b')], [5, 6, 'ok', verify('b')]),
       ['op3'],
     ));
   test('a change said to have had the wrong old password takes effect', () =>
@@ -110,11 +106,7 @@ describe('histories that no register explains', () => {
     ));
   test('a stale read', () =>
     assert.deepEqual(
-      offending(
-        [1, 2, 'ok', set('b')],
-        [3, 4, 'ok', verify('b')],
-        [5, 6, 'ok', verify('a')],
-      ),
+      offending([1, 2, 'ok', set('b')], [3, 4, 'ok', verify('b')], [5, 6, 'ok', verify('a')]),
       ['op1', 'op3'],
     ));
   test('the right password is refused', () =>

@@ -64,7 +64,8 @@ function step(password: string, { action, outcome }: Operation): string | undefi
 
 /** Whether an operation says anything at all about the register. */
 const matters = ({ action, outcome }: Operation) =>
-  outcome === 'ok' || (outcome === 'wrong' && action.kind !== 'set') ||
+  outcome === 'ok' ||
+  (outcome === 'wrong' && action.kind !== 'set') ||
   (outcome === 'unknown' && action.kind !== 'verify');
 
 interface Frame {

@@ -1,5 +1,6 @@
 /** Where the laboratory plays: a database, a proxy in front of it, and server processes that can be killed and started again. */
 import { type ChildProcess, spawn } from 'node:child_process';
+import { createHash } from 'node:crypto';
 import { once } from 'node:events';
 import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import type { Socket } from 'node:net';
@@ -11,9 +12,9 @@ import mysql, { type Connection, type RowDataPacket } from 'mysql2/promise';
 import { Wait } from '../../src/call.ts';
 import { loadConfig } from '../../src/config.ts';
 import { migrate } from '../../src/mysql/migrate.ts';
-import { insertUser } from '../../src/mysql/users.ts';
 import { Database } from '../../src/mysql/pool.ts';
-import { insertSession, newToken } from '../../src/mysql/sessions.ts';
+import { newToken } from '../../src/mysql/sessions.ts';
+import { insertUser } from '../../src/mysql/users.ts';
 import type { Hasher } from '../../src/password/hasher.ts';
 import { createHasher } from '../../src/server.ts';
 import { debianRoot } from '../support/debian.ts';
@@ -82,17 +83,23 @@ export class ServerPlace {
   }
 
   async start(): Promise<void> {
-    const clean = Object.fromEntries(Object.entries(process.env).filter(([name]) => !name.startsWith('REKEY_')));
+    const clean = Object.fromEntries(
+      Object.entries(process.env).filter(([name]) => !name.startsWith('REKEY_')),
+    );
     const child = spawn(process.execPath, [join(this.#root, 'src/main.ts'), 'serve'], {
       env: { ...clean, ...this.#environment },
       stdio: ['ignore', 'pipe', 'pipe'],
     });
     this.#child = child;
     // The system closes the pipe when this process is gone, however it went.
-    const watchdog = spawn('/bin/sh', ['-c', 'read -r _; kill -KILL "$1" 2>/dev/null', 'sh', String(child.pid)], {
-      stdio: ['pipe', 'ignore', 'ignore'],
-      detached: true,
-    });
+    const watchdog = spawn(
+      '/bin/sh',
+      ['-c', 'read -r _; kill -KILL "$1" 2>/dev/null', 'sh', String(child.pid)],
+      {
+        stdio: ['pipe', 'ignore', 'ignore'],
+        detached: true,
+      },
+    );
     watchdog.unref();
     (watchdog.stdin as Socket).unref();
     for (const stream of [child.stdout, child.stderr]) {
@@ -111,7 +118,8 @@ export class ServerPlace {
     });
     const deadline = Date.now() + START_TIMEOUT_MS;
     while (!(await isListening(this.port))) {
-      if (this.#child !== child) throw new Error(`${this.name} ended while starting:\n${this.lines.slice(-20).join('\n')}`);
+      if (this.#child !== child)
+        throw new Error(`${this.name} ended while starting:\n${this.lines.slice(-20).join('\n')}`);
       if (Date.now() > deadline) throw new Error(`${this.name} did not start within ${START_TIMEOUT_MS} ms`);
       await sleep(20);
     }
@@ -122,7 +130,9 @@ export class ServerPlace {
   }
 
   /** Ends the process and waits for it. */
-  async end(signal: NodeJS.Signals): Promise<{ code: number | null; signal: NodeJS.Signals | null } | undefined> {
+  async end(
+    signal: NodeJS.Signals,
+  ): Promise<{ code: number | null; signal: NodeJS.Signals | null } | undefined> {
     this.signal(signal);
     return await this.#exited;
   }
@@ -191,7 +201,8 @@ export async function buildStage({
   const proxy = await startWireProxy(databaseUrl());
   const { clock, noClock, dispose: disposeClock } = wantsClock ? await startClock(progress) : NO_CLOCK;
   const variables = { ...QUICK, ...environment, REKEY_DATABASE_URL: proxy.through(url()) };
-  const config = () => loadConfig(undefined, { ...variables, REKEY_LISTEN: '127.0.0.1:0', REKEY_DATABASE_URL: url() });
+  const config = () =>
+    loadConfig(undefined, { ...variables, REKEY_LISTEN: '127.0.0.1:0', REKEY_DATABASE_URL: url() });
   await migrate(config(), () => {});
   const hasher = await createHasher(config());
   const connect = () => mysql.createConnection({ uri: url(), timezone: 'Z', connectTimeout: 3000 });
@@ -239,13 +250,11 @@ export async function buildStage({
       }),
     openSession: async (userId) => {
       const token = newToken();
-      await insertSession(statements(), {
-        token,
-        userId,
-        app: 'CRM',
-        remoteAddress: '127.0.0.1',
-        lifetimeSeconds: 86_400,
-      });
+      await statements().write(
+        `INSERT INTO sessions (token_hash, user_id, app, remote_addr, opened_at, expires_at)
+         VALUES (?, ?, 'CRM', '127.0.0.1', UTC_TIMESTAMP(6), UTC_TIMESTAMP(6) + INTERVAL 1 DAY)`,
+        [createHash('sha256').update(token).digest(), userId],
+      );
       return token;
     },
     waitForCalm: async () => {
@@ -300,12 +309,18 @@ async function startClock(
   const seen = await timeSeenWith(environment, write);
   if (Math.abs(seen - 3600) > 60) {
     await dispose();
-    return { ...NO_CLOCK, noClock: `libfaketime does not work here: 3600 s were asked for and ${seen} s seen` };
+    return {
+      ...NO_CLOCK,
+      noClock: `libfaketime does not work here: 3600 s were asked for and ${seen} s seen`,
+    };
   }
   return { clock: { environment, shift: write }, noClock: '', dispose };
 }
 
-async function timeSeenWith(environment: Record<string, string>, write: (seconds: number) => Promise<void>): Promise<number> {
+async function timeSeenWith(
+  environment: Record<string, string>,
+  write: (seconds: number) => Promise<void>,
+): Promise<number> {
   await write(3600);
   const child = spawn(process.execPath, ['-p', 'Date.now()'], {
     env: { ...process.env, ...environment },

@@ -55,7 +55,7 @@ const LATE_MS = 150;
 
 /** Cuts a stream of bytes into MySQL's packets, headers included. */
 class Packets {
-  #rest = Buffer.alloc(0);
+  #rest: Buffer = Buffer.alloc(0);
 
   push(bytes: Buffer): Buffer[] {
     this.#rest = this.#rest.length === 0 ? bytes : Buffer.concat([this.#rest, bytes]);
@@ -185,10 +185,14 @@ class Link {
   }
 
   #onAnswer(bytes: Buffer): void {
-    if (this.#losesAnswer) return this.cut();
+    if (this.#losesAnswer) {
+      this.cut();
+      return;
+    }
     // The answer to a preparation begins with the statement's number.
     if (this.#preparing !== undefined && bytes.length >= HEADER_BYTES + 5) {
-      if (bytes[HEADER_BYTES] === 0) this.#prepared.set(bytes.readUInt32LE(HEADER_BYTES + 1), this.#preparing);
+      if (bytes[HEADER_BYTES] === 0)
+        this.#prepared.set(bytes.readUInt32LE(HEADER_BYTES + 1), this.#preparing);
       this.#preparing = undefined;
     }
     this.#client.write(bytes);

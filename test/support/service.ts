@@ -61,14 +61,14 @@ const QUICK: Environment = {
 export async function eventually<T>(
   what: string,
   look: () => T | undefined | false | Promise<T | undefined | false>,
-  patienceMs = PATIENCE_MS,
+  { patienceMs = PATIENCE_MS, pollMs = POLL_MS } = {},
 ): Promise<T> {
   const deadline = performance.now() + patienceMs;
   for (;;) {
     const found = await look();
     if (found !== undefined && found !== false) return found;
     if (performance.now() > deadline) assert.fail(`waited ${patienceMs} ms in vain: ${what}`);
-    await sleep(POLL_MS);
+    await sleep(pollMs);
   }
 }
 
@@ -438,7 +438,10 @@ export interface Service {
   sql<Row extends RowDataPacket = RowDataPacket>(statement: string, parameters?: unknown[]): Promise<Row[]>;
   /** The audit records with this cid. */
   auditOf(cid: string): Promise<AuditRow[]>;
-  /** Holds the locks on a user and the user's sessions while `work` runs, and commits what it did with `sql`. */
+  /**
+   * Holds the locks on a user's sessions while `work` runs, so that a change by this user waits in its transaction,
+   * with everything verified. Commits what `work` did with `sql`.
+   */
   whileLocked<T>(userId: string, work: () => Promise<T>): Promise<T>;
   /** Until as many transactions on this database wait for a row's lock. */
   waitForLockWaits(count?: number): Promise<void>;
@@ -511,9 +514,7 @@ export async function startService(
   const whileLocked: Service['whileLocked'] = async (userId, work) => {
     await db.beginTransaction();
     try {
-      await sql('SELECT 1 FROM users LEFT JOIN sessions USING (user_id) WHERE user_id = ? FOR UPDATE', [
-        userId,
-      ]);
+      await sql('SELECT 1 FROM sessions WHERE user_id = ? FOR UPDATE', [userId]);
       const result = await work();
       await db.commit();
       return result;
@@ -530,7 +531,8 @@ export async function startService(
       );
       return rows.length >= count;
     };
-    await eventually(`${count} transactions wait for a lock`, look);
+    // InnoDB renews this table only when nobody has read it for 100 ms.
+    await eventually(`${count} transactions wait for a lock`, look, { pollMs: 110 + 60 * Math.random() });
   };
 
   const service: Service = {
