@@ -47,8 +47,10 @@ export interface LoadReport {
 
 interface Person {
   readonly n: number;
-  /** Index of the password that is set now. */
+  /** Index of the password that is set now, for all one knows. */
   password: number;
+  /** Of the one that is set if a call without an answer did its work after all. */
+  doubt: number | undefined;
   token: string;
 }
 
@@ -57,10 +59,13 @@ type Caller = (person: Person, newPassword: number, deadlineMs: number) => Promi
 
 const CONNECTIONS = 8;
 const OK = 'OK';
-/** After these nobody knows which password is set. */
+/** After these the caller does not know which password is set. */
 const UNKNOWN = new Set(['DEADLINE_EXCEEDED', 'CANCELLED', 'UNAVAILABLE', 'INTERNAL', 'UNKNOWN']);
 
 const targets = new Map<string, (call: CallKind) => Caller>();
+/** What a wrong old password is answered with. */
+const MISMATCH = new Set(['PERMISSION_DENIED', 'HTTP 400']);
+
 const everybody = new Map<string, Map<number, Person>>();
 
 answerQuestions<Load, LoadReport>(async (load) => {
@@ -79,9 +84,9 @@ answerQuestions<Load, LoadReport>(async (load) => {
 async function run(load: Load, call: Caller, people: Map<number, Person>): Promise<LoadReport> {
   const free: Person[] = [];
   for (let n = load.people[0]; n < load.people[1]; n++) {
-    const person = people.get(n) ?? { n, password: 0, token: tokenOf(n) };
+    const person = people.get(n) ?? { n, password: 0, doubt: undefined, token: tokenOf(n) };
     people.set(n, person);
-    if (person.password >= 0) free.push(person);
+    free.push(person);
   }
   let nextFree = 0;
   const begin = performance.now() + load.warmUpSeconds * 1000;
@@ -105,11 +110,8 @@ async function run(load: Load, call: Caller, people: Map<number, Person>): Promi
       latencies[outcome] ??= [];
       latencies[outcome].push(now - due);
     }
-    if (load.call === 'change') {
-      if (outcome === OK) person.password = newPassword;
-      else if (UNKNOWN.has(outcome)) person.password = -1;
-    }
-    if (person.password >= 0) free.push(person);
+    if (load.call === 'change') learn(person, outcome, newPassword);
+    free.push(person);
     // What was taken is forgotten now and then.
     if (nextFree > 10_000) {
       free.splice(0, nextFree);
@@ -136,6 +138,17 @@ async function run(load: Load, call: Caller, people: Map<number, Person>): Promi
     from,
     to: from + load.seconds * 1000,
   };
+}
+
+function learn(person: Person, outcome: string, newPassword: number): void {
+  if (outcome === OK) {
+    person.password = newPassword;
+    person.doubt = undefined;
+  } else if (UNKNOWN.has(outcome)) person.doubt ??= newPassword;
+  else if (MISMATCH.has(outcome) && person.doubt !== undefined) {
+    person.password = person.doubt;
+    person.doubt = undefined;
+  }
 }
 
 /** Independent arrivals (Poisson), each at its time whatever became of those before it. */

@@ -52,7 +52,9 @@ export function toText({ title, note, headings, rows }: Table): string {
   );
   const line = (cells: readonly string[]) =>
     cells
-      .map((cell, column) => (column === 0 ? cell.padEnd(widths[column] ?? 0) : cell.padStart(widths[column] ?? 0)))
+      .map((cell, column) =>
+        column === 0 ? cell.padEnd(widths[column] ?? 0) : cell.padStart(widths[column] ?? 0),
+      )
       .join('  ')
       .trimEnd();
   const body = [headings, ...rows].map(line).join('\n');
@@ -62,7 +64,12 @@ export function toText({ title, note, headings, rows }: Table): string {
 export const verdictTable = (verdicts: readonly Verdict[]): Table => ({
   title: 'Against the targets',
   headings: ['what', 'target', 'measured', ''],
-  rows: verdicts.map(({ what, target, measured, isMet }) => [what, target, measured, isMet ? 'met' : 'MISSED']),
+  rows: verdicts.map(({ what, target, measured, isMet }) => [
+    what,
+    target,
+    measured,
+    isMet ? 'met' : 'MISSED',
+  ]),
 });
 
 const COLOURS = ['#1f77b4', '#d62728', '#2ca02c', '#9467bd', '#ff7f0e', '#17becf', '#8c564b'];
@@ -107,8 +114,16 @@ function linePlot({ x, y, isLogX = false, isLogY = false, series }: LinePlot): s
     Number.isFinite(px) && Number.isFinite(py) && (!isLogX || px > 0) && (!isLogY || py > 0);
   const points = series.flatMap((one) => one.points.filter(isShown));
   if (points.length === 0) return '<p>nothing to plot</p>';
-  const horizontal = axis(points.map(([px]) => px), isLogX, INNER_WIDTH);
-  const vertical = axis(points.map(([, py]) => py), isLogY, INNER_HEIGHT);
+  const horizontal = axis(
+    points.map(([px]) => px),
+    isLogX,
+    INNER_WIDTH,
+  );
+  const vertical = axis(
+    points.map(([, py]) => py),
+    isLogY,
+    INNER_HEIGHT,
+  );
   const left = (value: number) => MARGIN.left + horizontal.place(value);
   const top = (value: number) => MARGIN.top + INNER_HEIGHT - vertical.place(value);
   const lines = series.map((one, index) => {
@@ -175,7 +190,8 @@ ${rows.map((row) => `<tr>${row.map((cell) => `<td${cell === 'MISSED' ? ' class="
 
 export function toHtml(title: string, machine: Table, findings: Findings): string {
   const plots = findings.plots.map(
-    (plot) => `<figure><h3>${escapeHtml(plot.title)}</h3>${plot.kind === 'lines' ? linePlot(plot) : barPlot(plot)}</figure>`,
+    (plot) =>
+      `<figure><h3>${escapeHtml(plot.title)}</h3>${plot.kind === 'lines' ? linePlot(plot) : barPlot(plot)}</figure>`,
   );
   return `<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>${escapeHtml(title)}</title>

@@ -7,7 +7,11 @@ import { loadConfig } from '../src/config.ts';
 import { migrate } from '../src/mysql/migrate.ts';
 import type { Argon2Parameters } from '../src/password/phc.ts';
 import { createHasher } from '../src/server.ts';
-import { type DatabaseKind, type PrivateDatabase, startPrivateDatabase } from '../test/support/private_database.ts';
+import {
+  type DatabaseKind,
+  type PrivateDatabase,
+  startPrivateDatabase,
+} from '../test/support/private_database.ts';
 import { type Environment, type ServerProcess, startServerProcess } from '../test/support/service.ts';
 import { type Child, startChild } from './child.ts';
 import type { BoundAnswer, BoundQuestion } from './hash_bound.ts';

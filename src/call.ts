@@ -21,7 +21,9 @@ export class Wait {
 
   /** For work that no remote caller waits for: the command line's, the background's. */
   static forMs(ms: number): Wait {
-    return new Wait(AbortSignal.timeout(ms), performance.now() + ms);
+    const controller = new AbortController();
+    setTimeout(() => controller.abort(new Refusal('DEADLINE_EXCEEDED')), ms).unref();
+    return new Wait(controller.signal, performance.now() + ms);
   }
 
   remainingMs(): number {

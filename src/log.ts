@@ -54,5 +54,6 @@ function serializeError(error: unknown): unknown {
     sqlState,
     stack: error.stack,
     ...(error.cause instanceof Error ? { cause: serializeError(error.cause) } : {}),
+    ...(error instanceof AggregateError ? { errors: error.errors.map(serializeError) } : {}),
   };
 }

@@ -33,6 +33,8 @@ import { changePasswordHandler } from './rpc/user_service.ts';
 
 /** The services whose health is told, each by its name, and all of them as ''. */
 const SERVICES = ['', UserService.typeName, SessionService.typeName];
+/** The only method whose calls last. */
+const HEALTH_WATCH = '/grpc.health.v1.Health/Watch';
 const HEALTH_INTERVAL_MS = 1_000;
 const HEALTH_TIMEOUT_MS = 2_000;
 const SWEEP_TIMEOUT_MS = 600_000;
@@ -67,13 +69,12 @@ export async function startServer(config: Config, log: Logger): Promise<RunningS
     interceptors: [bodyTimeout(limits.call_timeout_ms)],
     'grpc.max_receive_message_length': limits.message_bytes,
     'grpc.max_concurrent_streams': limits.streams_per_connection,
-    'grpc.max_connection_idle_ms': limits.idle_seconds * 1000,
     'grpc.max_connection_age_ms': limits.connection_age_seconds * 1000,
-    'grpc.max_connection_age_grace_ms': limits.call_timeout_ms,
+    'grpc.max_connection_age_grace_ms': 2 * limits.call_timeout_ms,
     'grpc.keepalive_time_ms': limits.keepalive_seconds * 1000,
     'grpc.keepalive_timeout_ms': limits.keepalive_seconds * 1000,
   });
-  guardConnections(server, config, log, new Set([healthService.Watch.path]));
+  guardConnections(server, config, log, new Set([HEALTH_WATCH]));
   const methods = [
     unary(edge, UserService.method.changePassword, changePasswordHandler(users)),
     unary(edge, SessionService.method.login, loginHandler(sessions)),
@@ -193,8 +194,10 @@ function reflection(): ReflectionService {
   const fileDescriptorProtos = file.map((descriptor) =>
     Buffer.from(toBinary(FileDescriptorProtoSchema, descriptor)),
   );
-  const ours = { format: '', type: {}, fileDescriptorProtos } as never;
-  return new ReflectionService({ ours, ...(healthService as unknown as Record<string, never>) });
+  const ours = { format: '', type: {}, fileDescriptorProtos };
+  // The library looks for descriptors in the values that it is given, and a service's methods hold none.
+  const { requestType: health } = healthService.Check as unknown as { requestType: typeof ours };
+  return new ReflectionService({ ours, health } as never);
 }
 
 /** Tells SERVING while the database answers and has the schema that this program works with. */

@@ -3,7 +3,15 @@ import type { ServerProcess } from '../../test/support/service.ts';
 import { peakResidentMb } from '../processes.ts';
 import type { Findings } from '../report.ts';
 import type { Scale } from '../scale.ts';
-import { type Filled, type LoadClient, latency, type Measured, measure, type Peer, rekeyTarget } from '../stage.ts';
+import {
+  type Filled,
+  type LoadClient,
+  latency,
+  type Measured,
+  measure,
+  type Peer,
+  rekeyTarget,
+} from '../stage.ts';
 import { figure, spread, sum, withSpread } from '../statistics.ts';
 
 /** What a caller would wait for: long enough for a change, short enough for a person. */
@@ -55,7 +63,9 @@ export async function measureOverload(
         const [besides, besidesMb] = await peakResidentMb(peer.pid, () => measure(client, beside));
         others.get(factor)?.push(sampleOf(besides, besidesMb));
       }
-      progress(`offered load: round ${round} of ${scale.overloadRounds}, ${factor} times ${figure(capacity)} calls/s`);
+      progress(
+        `offered load: round ${round} of ${scale.overloadRounds}, ${factor} times ${figure(capacity)} calls/s`,
+      );
     }
   }
   return present(capacities, rekey, others);
@@ -88,7 +98,8 @@ function present(
   const atHighest = rekey.get(highest) ?? [];
   const ofPeak = spread(
     atHighest.map(
-      ({ goodput }, round) => goodput / Math.max(...[...rekey.values()].map((samples) => samples[round]?.goodput ?? 0)),
+      ({ goodput }, round) =>
+        goodput / Math.max(...[...rekey.values()].map((samples) => samples[round]?.goodput ?? 0)),
     ),
   );
   const refusal = over(atHighest, ({ refusalP99 }) => refusalP99);
@@ -102,7 +113,9 @@ function present(
   ];
   const line = (name: string, key: keyof Sample, from: ReadonlyMap<number, Sample[]> = rekey) => ({
     name,
-    points: [...from].map(([factor, samples]) => [factor, over(samples, (sample) => sample[key]).median] as const),
+    points: [...from].map(
+      ([factor, samples]) => [factor, over(samples, (sample) => sample[key]).median] as const,
+    ),
   });
   return {
     verdicts: [
@@ -129,7 +142,17 @@ function present(
       {
         title: 'Offered load',
         note: `Open loop, independent arrivals, ${DEADLINE_MS} ms deadline; capacity ${withSpread(spread(capacities))} changes/s (${CAPACITY_CALLERS} callers, closed loop). Client and database on the same cores.`,
-        headings: ['offered / capacity', 'goodput/s', 'refused/s', 'failed/s', 'p50 ms', 'p99 ms', 'refusal p50', 'refusal p99', 'RSS MB'],
+        headings: [
+          'offered / capacity',
+          'goodput/s',
+          'refused/s',
+          'failed/s',
+          'p50 ms',
+          'p99 ms',
+          'refusal p50',
+          'refusal p99',
+          'RSS MB',
+        ],
         rows: [
           ...[...rekey].map(([factor, samples]) => row(`Rekey × ${factor}`, samples)),
           ...[...others].map(([factor, samples]) => row(`better-auth × ${factor}`, samples)),
@@ -144,7 +167,12 @@ function present(
         y: 'milliseconds',
         isLogX: true,
         isLogY: true,
-        series: [line('accepted, p50', 'p50'), line('accepted, p99', 'p99'), line('refused, p50', 'refusalP50'), line('refused, p99', 'refusalP99')],
+        series: [
+          line('accepted, p50', 'p50'),
+          line('accepted, p99', 'p99'),
+          line('refused, p50', 'refusalP50'),
+          line('refused, p99', 'refusalP99'),
+        ],
       },
       {
         kind: 'lines',
@@ -155,7 +183,11 @@ function present(
         series: [
           line('Rekey', 'goodput'),
           line('better-auth', 'goodput', others),
-          { name: 'capacity', points: factors.map((factor) => [factor, spread(capacities).median]), isDashed: true },
+          {
+            name: 'capacity',
+            points: factors.map((factor) => [factor, spread(capacities).median]),
+            isDashed: true,
+          },
         ],
       },
     ],

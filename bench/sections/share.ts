@@ -3,7 +3,16 @@ import type { ServerProcess } from '../../test/support/service.ts';
 import { total } from '../processes.ts';
 import type { Findings, Verdict } from '../report.ts';
 import type { Scale } from '../scale.ts';
-import { type Filled, type LoadClient, latency, type Measured, measure, type Peer, rekeyTarget, type Stage } from '../stage.ts';
+import {
+  type Filled,
+  type LoadClient,
+  latency,
+  type Measured,
+  measure,
+  type Peer,
+  rekeyTarget,
+  type Stage,
+} from '../stage.ts';
 import { figure, spread, sum, withSpread } from '../statistics.ts';
 
 const WARM_UP_SECONDS = 0.5;
@@ -20,7 +29,13 @@ interface Sample {
   readonly p50: number;
   readonly p99: number;
   /** CPU milliseconds a change. */
-  readonly cpu: { readonly pool: number; readonly main: number; readonly others: number; readonly database: number; readonly client: number };
+  readonly cpu: {
+    readonly pool: number;
+    readonly main: number;
+    readonly others: number;
+    readonly database: number;
+    readonly client: number;
+  };
 }
 
 /** Where the time of one change went, by its log line, in milliseconds. */
@@ -57,7 +72,10 @@ export async function measureShare(
     bounds.push(bound);
     for (const callers of scale.callers) {
       const lineCount = server.lines.length;
-      const measured = await measure(client, load(callers, rekeyTarget(filled, server)), [server.pid, databasePid]);
+      const measured = await measure(client, load(callers, rekeyTarget(filled, server)), [
+        server.pid,
+        databasePid,
+      ]);
       phases.set(callers, phasesOf(server.lines.slice(lineCount)));
       rekey.get(callers)?.push(sampleOf(measured, bound));
       if (others.has(callers)) {
@@ -65,7 +83,9 @@ export async function measureShare(
         others.get(callers)?.push(sampleOf(beside, bound));
       }
     }
-    progress(`share of the bound: round ${round} of ${scale.rounds}, the bound is ${figure(bound)} changes/s`);
+    progress(
+      `share of the bound: round ${round} of ${scale.rounds}, the bound is ${figure(bound)} changes/s`,
+    );
   }
   return present({ bounds, rekey, others, phases });
 }
@@ -134,7 +154,9 @@ function present({
   const ratios = new Map(
     [...others].map(([callers, samples]) => [
       callers,
-      spread(samples.map(({ perSecond }, round) => (rekey.get(callers)?.[round]?.perSecond ?? 0) / perSecond)),
+      spread(
+        samples.map(({ perSecond }, round) => (rekey.get(callers)?.[round]?.perSecond ?? 0) / perSecond),
+      ),
     ]),
   );
   for (const [callers, ratio] of ratios) {
@@ -175,7 +197,7 @@ function present({
         rows: named.map(([name, samples]) => row(name, samples)),
       },
       {
-        title: "CPU a change, milliseconds",
+        title: 'CPU a change, milliseconds',
         note: 'Server: libuv pool (Argon2), main thread, other threads; the database server; the load client.',
         headings: ['closed loop', 'pool', 'main thread', 'other threads', 'database', 'client'],
         rows: named.map(([name, samples]) => cpuRow(name, samples)),
@@ -183,9 +205,10 @@ function present({
       {
         title: "Where a call's time goes, milliseconds, means",
         headings: ['callers', 'waiting for a slot', 'hashing', 'database', 'the rest'],
-        rows: [...phases].map(([callers, { queue, hash, database, rest }]) =>
-          [String(callers), ...[queue, hash, database, rest].map(figure)],
-        ),
+        rows: [...phases].map(([callers, { queue, hash, database, rest }]) => [
+          String(callers),
+          ...[queue, hash, database, rest].map(figure),
+        ]),
       },
     ],
     plots: [
@@ -196,9 +219,25 @@ function present({
         y: 'changes a second',
         isLogX: true,
         series: [
-          { name: 'Rekey', points: [...rekey].map(([callers, samples]) => [callers, over(samples, (s) => s.perSecond).median]) },
-          { name: 'better-auth', points: [...others].map(([callers, samples]) => [callers, over(samples, (s) => s.perSecond).median]) },
-          { name: 'Argon2 bound', points: [...rekey.keys()].map((callers) => [callers, bound.median]), isDashed: true },
+          {
+            name: 'Rekey',
+            points: [...rekey].map(([callers, samples]) => [
+              callers,
+              over(samples, (s) => s.perSecond).median,
+            ]),
+          },
+          {
+            name: 'better-auth',
+            points: [...others].map(([callers, samples]) => [
+              callers,
+              over(samples, (s) => s.perSecond).median,
+            ]),
+          },
+          {
+            name: 'Argon2 bound',
+            points: [...rekey.keys()].map((callers) => [callers, bound.median]),
+            isDashed: true,
+          },
         ],
       },
       {

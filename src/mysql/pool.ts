@@ -143,7 +143,7 @@ export class Database {
           return answer;
         });
       } catch (error) {
-        if (kindOf(error) === 'defect')
+        if (kindOf(error) === 'defect' || patience.signal.aborted)
           throw unavailable(new AggregateError([error, cause], 'The outcome of a COMMIT is unknown'));
         await pauseBeforeRetry(attempt, patience, error);
       }
@@ -168,7 +168,12 @@ export class Database {
       try {
         await work(statements);
       } finally {
-        await statements.rows(`SELECT RELEASE_LOCK(${lock})`, [name]);
+        // Given back even where nobody waits any more: the connection, and with it the lock, lives on in the pool.
+        if (!connection.isBroken) {
+          await executorOf(connection, Wait.forMs(PING_TIMEOUT_MS)).rows(`SELECT RELEASE_LOCK(${lock})`, [
+            name,
+          ]);
+        }
       }
       return true;
     });

@@ -65,8 +65,11 @@ export function toUser(row: UserRow): User {
   };
 }
 
-/** The form in which usernames are stored and looked up: case does not tell two people apart. */
-export const normaliseUsername = (username: string) => username.normalize('NFC').toLowerCase();
+/**
+ * The form in which usernames are stored, looked up and counted for: neither case nor blanks at the end, which SQL
+ * passes over in comparisons, tell two people apart.
+ */
+export const normaliseUsername = (username: string) => username.normalize('NFC').toLowerCase().trimEnd();
 
 export async function findUser(db: Executor, userId: string): Promise<User | undefined> {
   const [row] = await db.rows<UserRow>(`SELECT ${USER_COLUMNS} FROM users u WHERE u.user_id = ?`, [userId]);

@@ -84,6 +84,9 @@ export async function changePassword(
   call: Call,
   request: ChangeRequest,
 ): Promise<ChangeOutcome> {
+  const hashes = hashesOf(request);
+  // Before row 2, and so without an audit record: who cannot be served costs the database nothing.
+  deps.hasher.slots.throwIfHopeless({ path: [call.app, call.peerAddress], wait: call.wait, hashes });
   const statements = deps.database.statements(call.wait);
   const session = requireSession(await findSession(statements, call.ust, call.idempotencyKey));
   const actorUserId = session.user.userId;
@@ -96,6 +99,9 @@ export async function changePassword(
     orOutcomeOfTwin(deps, call, change, () => checkAndChange(deps, call, change)),
   );
 }
+
+const hashesOf = ({ oldPassword, validateOnly }: ChangeRequest) =>
+  (oldPassword === undefined ? 0 : 1) + (validateOnly ? 0 : 1);
 
 async function checkAndChange(
   deps: ChangePasswordDependencies,
@@ -119,7 +125,7 @@ async function checkAndChange(
   const applicant = {
     path: [call.app, call.peerAddress, session.user.userId],
     wait: call.wait,
-    hashes: (oldPassword === undefined ? 0 : 1) + (request.validateOnly ? 0 : 1),
+    hashes: hashesOf(request),
   };
   const newHash = await deps.hasher.slots.run(applicant, async () => {
     if (oldPassword !== undefined) await verifyOldPassword(deps, call, target, oldPassword);

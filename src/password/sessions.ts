@@ -87,6 +87,13 @@ export async function logIn(
   const account: Subject = { kind: 'account', name: username };
   const address: Subject = { kind: 'address', name: call.remoteAddress };
   const statements = deps.database.statements(call.wait);
+  const applicant = {
+    path: [call.app, call.peerAddress, username],
+    wait: call.wait,
+    hashes: newPassword === undefined ? 1 : 2,
+  };
+  // Before anything is counted: who cannot be served costs the database nothing, and nobody an attempt.
+  deps.hasher.slots.throwIfHopeless(applicant);
 
   // The address comes first: who has used up that one can't use up the accounts of others.
   await guardLogin(statements, address, settings.guard.perAddress, settings.guard.windowSeconds);
@@ -94,11 +101,6 @@ export async function logIn(
 
   const user = await findUserByName(statements, username);
   const storedHash = user?.passwordHash ?? (await deps.hasher.nobodysHash());
-  const applicant = {
-    path: [call.app, call.peerAddress, username],
-    wait: call.wait,
-    hashes: newPassword === undefined ? 1 : 2,
-  };
   const proven = await deps.hasher.slots.run(applicant, async () => {
     const isRight = await deps.hasher.verify(storedHash, password, call.wait);
     if (!user || !isRight) throw new Refusal('CREDENTIALS_INVALID', { subStatus: ['E005001'] });

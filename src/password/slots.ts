@@ -21,6 +21,8 @@ interface Waiting {
 const NEWEST_WEIGHT = 0.1;
 /** The change must still be stored once it is hashed. */
 const STORE_RESERVE_MS = 20;
+/** Somebody who has nothing waiting. */
+const NOBODY = '';
 const RETRY_AFTER_MIN_MS = 100;
 const RETRY_AFTER_MAX_MS = 10_000;
 
@@ -77,6 +79,16 @@ export class Slots {
       this.#taken--;
       this.#startNext();
     }
+  }
+
+  /**
+   * To be asked before anything else is done for a call, which is most of what a refused one costs.
+   * @throws Refusal OVERLOADED if not even a newcomer on this path, which may lack its end, could be served in time.
+   */
+  throwIfHopeless({ path, wait, hashes }: Applicant): void {
+    if (hashes === 0 || this.#isIdle) return;
+    const expectedMs = this.#expectedMs({ path: [...path, NOBODY], wait, hashes });
+    if (expectedMs > wait.remainingMs()) throw overloaded(expectedMs);
   }
 
   #take(applicant: Applicant): Promise<void> | undefined {

@@ -2,6 +2,7 @@ import {
   constants,
   type IncomingHttpHeaders,
   type SecureServerOptions,
+  type ServerHttp2Session,
   type ServerHttp2Stream,
 } from 'node:http2';
 import { status as Code, type Server, type ServerCredentials } from '@grpc/grpc-js';
@@ -23,6 +24,7 @@ interface Inside {
     listeners(event: 'stream'): StreamListener[];
     removeAllListeners(event: 'stream'): void;
     on(event: 'stream', listener: StreamListener): void;
+    on(event: 'session', listener: (session: ServerHttp2Session) => void): void;
   };
 }
 
@@ -42,6 +44,8 @@ const UNIT_MS: Readonly<Record<string, number>> = {
 const TIMER_MAX_MS = 2 ** 31 - 1;
 /** What HTTP/2 counts for each field beside its name and value (RFC 9113, 6.5.2). */
 const FIELD_OVERHEAD_BYTES = 32;
+/** What a peer has for the end of what it left half said. */
+const CLOSE_MS = 1000;
 
 /**
  * Refuses what grpc-js lets through, before it gets there; to be called before the server is bound. No stream
@@ -56,6 +60,8 @@ export function guardConnections(
   const inside = server as unknown as Inside;
   const { commonServerOptions: options } = inside;
   options.settings = { ...options.settings, maxHeaderListSize: limits.metadata_bytes };
+  // Otherwise a field with a space around its value is taken no notice of: an idempotency-key, of all things.
+  options.strictFieldWhitespaceValidation = false;
   options.handshakeTimeout = limits.idle_seconds * 1000;
   // Waiting for the message and working on it may each take as long as a call may.
   const streamMs = 2 * limits.call_timeout_ms;
@@ -65,15 +71,16 @@ export function guardConnections(
     const http2Server = createHttp2Server(credentials);
     const [serve] = http2Server.listeners('stream');
     if (!serve) throw new Error('grpc-js serves its streams in another way than this was written for');
+    http2Server.on('session', (session) => letGo(session, limits.idle_seconds * 1000));
     http2Server.removeAllListeners('stream');
     http2Server.on('stream', (stream, headers, flags, rawHeaders) => {
       stream.on('error', () => {});
       try {
-        if (refuse(stream, headers, rawHeaders, limits.metadata_bytes)) return;
         if (!longLived.has(String(headers[':path']))) {
           const timer = setTimeout(() => stream.close(constants.NGHTTP2_CANCEL), streamMs);
           stream.once('close', () => clearTimeout(timer));
         }
+        if (refuse(stream, headers, rawHeaders, limits.metadata_bytes)) return;
         serve.call(http2Server, stream, mend(headers), flags, rawHeaders);
       } catch (error) {
         log.error({ err: error }, 'a stream was refused for want of a better answer');
@@ -81,6 +88,39 @@ export function guardConnections(
       }
     });
     return http2Server;
+  };
+}
+
+/**
+ * Closes a connection once it has been idle for too long (grpc-js takes up to twice as long), and any connection for
+ * good that is closed and has no streams left: closing in good order waits for a header block that never ends.
+ */
+function letGo(session: ServerHttp2Session, idleMs: number): void {
+  const close = session.close.bind(session);
+  let streams = 0;
+  let waiting: NodeJS.Timeout | undefined;
+  const idle = setTimeout(() => {
+    if (streams === 0) session.close();
+  }, idleMs);
+  session.on('stream', (stream) => {
+    streams++;
+    stream.once('close', () => {
+      if (--streams === 0) idle.refresh();
+    });
+  });
+  session.once('close', () => {
+    clearTimeout(idle);
+    clearInterval(waiting);
+  });
+  session.close = (done) => {
+    // A session that was destroyed a moment ago forgets whom to tell of its close.
+    if (session.destroyed) return void (done && queueMicrotask(done));
+    if (done) session.once('close', done);
+    if (waiting) return;
+    waiting = setInterval(() => {
+      if (streams === 0) session.destroy();
+    }, CLOSE_MS);
+    close();
   };
 }
 

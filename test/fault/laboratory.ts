@@ -185,8 +185,10 @@ async function main(): Promise<void> {
   const seed = values.seed === undefined ? Math.floor(Math.random() * 1e9) : Number(values.seed);
   toStderr(`seed ${seed}`);
   if (values.database === 'group') {
-    const { runGroup } = await import('./group.ts');
-    process.exitCode = (await runGroup(seed, toStderr)).isGood ? 0 : 1;
+    const { formatGroup, runGroup } = await import('./group.ts');
+    const report = await runGroup(seed, toStderr);
+    process.stdout.write(`${formatGroup(report)}\n`);
+    process.exitCode = report.isGood ? 0 : 1;
     return;
   }
   if (values.mutant !== undefined) {

@@ -287,7 +287,7 @@ export class Workload {
     };
     const called = ++this.#moment;
     const first = random.between(0, this.#clients.length - 1);
-    const isDoubled = key !== undefined && random.chance(0.15);
+    const isDoubled = key !== undefined && random.chance(0.25);
     const replies = isDoubled
       ? await Promise.all([attempt(first), attempt((first + 1) % this.#clients.length)])
       : [await attempt(first)];
@@ -304,7 +304,17 @@ export class Workload {
       if (next.outcome === 'unknown') mayHaveHappened = true;
     }
     // Asking again what was done must give the same answer.
-    if (key !== undefined && reply.outcome === 'ok' && random.chance(0.1)) replies.push(await attempt(first));
+    if (key !== undefined && reply.outcome === 'ok' && random.chance(0.2)) {
+      const again = await attempt(first);
+      replies.push(again);
+      if (TELLS_OF_THE_KEY.has(again.reason)) {
+        this.findings.push({
+          userId: person.userId,
+          what: `one key, two answers: OK, then ${again.reason}`,
+          evidence: [id],
+        });
+      }
+    }
     for (const { response } of replies) if (response) answers.push(response);
     let outcome = reply.outcome;
     if (mayHaveHappened && outcome !== 'ok' && !TELLS_OF_THE_KEY.has(reply.reason)) outcome = 'unknown';
@@ -465,7 +475,7 @@ export class Workload {
     call: (options: { timeoutMs: number; signal?: AbortSignal }) => Promise<R>,
   ): Promise<Reply<R>> {
     const timeoutMs = random.chance(0.03) ? random.between(2, 40) : CALL_TIMEOUT_MS;
-    const giveUp = random.chance(0.02) ? AbortSignal.timeout(random.between(1, 30)) : undefined;
+    const giveUp = random.chance(0.04) ? AbortSignal.timeout(random.between(1, 30)) : undefined;
     try {
       const response = await call({ timeoutMs, ...(giveUp ? { signal: giveUp } : {}) });
       return { outcome: 'ok', reason: '', response };

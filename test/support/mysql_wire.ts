@@ -51,6 +51,7 @@ const HEADER_BYTES = 4;
 const COM_QUERY = 0x03;
 const COM_STMT_PREPARE = 0x16;
 const COM_STMT_EXECUTE = 0x17;
+const NO_ATTRIBUTES = Buffer.from([0, 1]);
 const LATE_MS = 150;
 
 /** Cuts a stream of bytes into MySQL's packets, headers included. */
@@ -152,7 +153,11 @@ class Link {
   }
 
   #read(packet: Buffer): Command {
-    const text = () => packet.toString('utf8', HEADER_BYTES + 1);
+    const text = () => {
+      const body = packet.subarray(HEADER_BYTES + 1);
+      // With CLIENT_QUERY_ATTRIBUTES, which MySQL 8.0.23 and newer offer, a query begins with their number: none.
+      return body.subarray(body.indexOf(NO_ATTRIBUTES) === 0 ? NO_ATTRIBUTES.length : 0).toString();
+    };
     const code = packet[HEADER_BYTES];
     let kind: Command['kind'] = 'other';
     let sql = '';

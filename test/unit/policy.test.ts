@@ -102,16 +102,17 @@ describe('length', () => {
 
 describe('guessing', () => {
   test('no composition rules: a thousand strong random strings of any alphabet pass', () => {
+    const alphabets: ((byte: number) => string)[] = [
+      (byte) => String.fromCodePoint(0x61 + (byte % 26)),
+      (byte) => String.fromCodePoint(0x41 + (byte % 26)),
+      (byte) => String.fromCodePoint(0x21 + (byte % 94)),
+      (byte) => String.fromCodePoint(0x430 + (byte % 32)),
+      (byte) => String.fromCodePoint(0x1f300 + byte),
+    ];
     for (let i = 0; i < 1000; i++) {
-      const bytes = randomBytes(20);
-      const password = [
-        () => bytes.toString('hex'),
-        () => bytes.toString('base64'),
-        () => [...bytes].map((byte) => String.fromCodePoint(0x61 + (byte % 26))).join(''),
-        () => [...bytes].map((byte) => String(byte % 10)).join('') + String(bytes[0]),
-        () => [...bytes].map((byte) => String.fromCodePoint(0x4e00 + byte)).join(''),
-      ][i % 5]?.() as string;
-      assert.deepEqual(broken(defaults, password, ada), [], password);
+      const letter = alphabets[i % alphabets.length] as (byte: number) => string;
+      const password = [...randomBytes(16)].map(letter).join('');
+      assert.deepEqual(broken(defaults, password), [], password);
     }
   });
 

@@ -1,0 +1,85 @@
+/** How quick the calls are that need no hashing, while 32 callers hash. */
+import type { ServerProcess } from '../../test/support/service.ts';
+import type { CallKind } from '../load_client.ts';
+import type { Findings } from '../report.ts';
+import type { Scale } from '../scale.ts';
+import { type Filled, type LoadClient, latency, type Measured, measure, rekeyTarget } from '../stage.ts';
+import { figure, spread, withSpread } from '../statistics.ts';
+
+const CALLERS = 32;
+const PROBES_PER_SECOND = 50;
+const DEADLINE_MS = 15_000;
+const P99_TARGET_MS = 15;
+
+const PROBES: readonly { readonly call: CallKind; readonly name: string; readonly outcome: string }[] = [
+  { call: 'health', name: 'health check', outcome: 'OK' },
+  { call: 'bad-token', name: 'bad token', outcome: 'UNAUTHENTICATED' },
+  { call: 'weak-password', name: 'policy refusal', outcome: 'INVALID_ARGUMENT' },
+];
+
+export async function measureCheapCalls(
+  scale: Scale,
+  {
+    filled,
+    server,
+    client,
+    prober,
+  }: { filled: Filled; server: ServerProcess; client: LoadClient; prober: LoadClient },
+  progress: (line: string) => void,
+): Promise<Findings> {
+  const target = rekeyTarget(filled, server);
+  const half = filled.population.users / 2;
+  const common = { target, warmUpSeconds: 0.5, seconds: scale.seconds, deadlineMs: DEADLINE_MS };
+  const probe = (call: CallKind) =>
+    measure(prober, {
+      ...common,
+      call,
+      people: [half, filled.population.users],
+      arrivals: { perSecond: PROBES_PER_SECOND },
+    });
+  const idle = new Map<CallKind, Measured[]>(PROBES.map(({ call }) => [call, []]));
+  const busy = new Map<CallKind, Measured[]>(PROBES.map(({ call }) => [call, []]));
+  for (let round = 1; round <= scale.overloadRounds; round++) {
+    for (const { call } of PROBES) {
+      idle.get(call)?.push(await probe(call));
+      const hashing = client.ask({
+        ...common,
+        call: 'change',
+        people: [0, half],
+        arrivals: { callers: CALLERS },
+        seconds: scale.seconds + 0.5,
+      });
+      busy.get(call)?.push(await probe(call));
+      await hashing;
+    }
+    progress(`cheap calls under saturation: round ${round} of ${scale.overloadRounds}`);
+  }
+
+  const over = (all: readonly Measured[] | undefined, outcome: string, q: number) =>
+    spread((all ?? []).map((measured) => latency(measured, outcome, q)));
+  return {
+    verdicts: PROBES.map(({ call, name, outcome }) => {
+      const p99 = over(busy.get(call), outcome, 0.99);
+      return {
+        what: `${name} while ${CALLERS} callers hash, p99 ms`,
+        target: `≤ ${P99_TARGET_MS}`,
+        measured: withSpread(p99),
+        isMet: p99.median <= P99_TARGET_MS,
+      };
+    }),
+    tables: [
+      {
+        title: `Cheap calls, milliseconds, ${PROBES_PER_SECOND} a second by the clock`,
+        headings: ['call', 'idle p50', 'idle p99', 'saturated p50', 'saturated p99'],
+        rows: PROBES.map(({ call, name, outcome }) => [
+          name,
+          figure(over(idle.get(call), outcome, 0.5).median),
+          figure(over(idle.get(call), outcome, 0.99).median),
+          figure(over(busy.get(call), outcome, 0.5).median),
+          withSpread(over(busy.get(call), outcome, 0.99)),
+        ]),
+      },
+    ],
+    plots: [],
+  };
+}
