@@ -37,11 +37,11 @@ export class SchemaMismatch extends Error {
   }
 }
 
-/** @throws SchemaMismatch */
+/** Ends in bounded time, whatever the database does. @throws SchemaMismatch */
 export async function checkSchema(config: Pick<Config, 'database' | 'databaseCa'>): Promise<void> {
   const connection = await mysql.createConnection(connectionOptions(config));
   try {
-    const actual = await currentVersion(connection);
+    const actual = await currentVersion(connection, config.database.statement_timeout_ms);
     if (actual !== SCHEMA_VERSION) throw new SchemaMismatch(actual);
   } finally {
     connection.destroy();
@@ -90,10 +90,11 @@ export async function migrate(
   }
 }
 
-async function currentVersion(connection: Connection): Promise<number> {
+async function currentVersion(connection: Connection, timeoutMs?: number): Promise<number> {
   try {
+    const sql = 'SELECT MAX(version) AS version FROM schema_migrations';
     const [[row]] = await connection.query<RowDataPacket[]>(
-      'SELECT MAX(version) AS version FROM schema_migrations',
+      timeoutMs === undefined ? { sql } : { sql, timeout: timeoutMs },
     );
     return Number(row?.version ?? 0);
   } catch (error) {

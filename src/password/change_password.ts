@@ -84,9 +84,17 @@ export async function changePassword(
   call: Call,
   request: ChangeRequest,
 ): Promise<ChangeOutcome> {
-  const hashes = hashesOf(request);
-  // Before row 2, and so without an audit record: who cannot be served costs the database nothing.
-  deps.hasher.slots.throwIfHopeless({ path: [call.app, call.peerAddress], wait: call.wait, hashes });
+  const { app, peerAddress, wait } = call;
+  // Row 14 before all others, and so without an audit record: who cannot be served costs the database nothing.
+  const applicant = { path: [app, peerAddress], wait, hashes: hashesOf(request) };
+  return await deps.hasher.slots.admit(applicant, () => changeAdmitted(deps, call, request));
+}
+
+async function changeAdmitted(
+  deps: ChangePasswordDependencies,
+  call: Call,
+  request: ChangeRequest,
+): Promise<ChangeOutcome> {
   const statements = deps.database.statements(call.wait);
   const session = requireSession(await findSession(statements, call.ust, call.idempotencyKey));
   const actorUserId = session.user.userId;

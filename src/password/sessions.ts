@@ -29,6 +29,7 @@ import {
 import { Refusal } from './errors.ts';
 import type { Hasher } from './hasher.ts';
 import { normalise, type Policy } from './policy.ts';
+import type { Applicant } from './slots.ts';
 
 const DAY_MS = 86_400_000;
 
@@ -79,21 +80,29 @@ export async function logIn(
   call: Call,
   request: LoginRequest,
 ): Promise<LoginOutcome> {
+  requireApp(call.app, deps.settings().apps);
+  const applicant = {
+    path: [call.app, call.peerAddress, normaliseUsername(request.username)],
+    wait: call.wait,
+    hashes: request.newPassword === undefined ? 1 : 2,
+  };
+  // Before anything is counted: who cannot be served costs the database nothing, and nobody an attempt.
+  return await deps.hasher.slots.admit(applicant, () => logInAdmitted(deps, call, request, applicant));
+}
+
+async function logInAdmitted(
+  deps: SessionDependencies,
+  call: Call,
+  request: LoginRequest,
+  applicant: Applicant,
+): Promise<LoginOutcome> {
   const settings = deps.settings();
-  requireApp(call.app, settings.apps);
   const username = normaliseUsername(request.username);
   const password = normalise(request.password);
   const newPassword = request.newPassword === undefined ? undefined : normalise(request.newPassword);
   const account: Subject = { kind: 'account', name: username };
   const address: Subject = { kind: 'address', name: call.remoteAddress };
   const statements = deps.database.statements(call.wait);
-  const applicant = {
-    path: [call.app, call.peerAddress, username],
-    wait: call.wait,
-    hashes: newPassword === undefined ? 1 : 2,
-  };
-  // Before anything is counted: who cannot be served costs the database nothing, and nobody an attempt.
-  deps.hasher.slots.throwIfHopeless(applicant);
 
   // The address comes first: who has used up that one can't use up the accounts of others.
   await guardLogin(statements, address, settings.guard.perAddress, settings.guard.windowSeconds);

@@ -21,8 +21,6 @@ interface Waiting {
 const NEWEST_WEIGHT = 0.1;
 /** The change must still be stored once it is hashed. */
 const STORE_RESERVE_MS = 20;
-/** Somebody who has nothing waiting. */
-const NOBODY = '';
 const RETRY_AFTER_MIN_MS = 100;
 const RETRY_AFTER_MAX_MS = 10_000;
 
@@ -37,6 +35,8 @@ export class Slots {
   readonly #capacity: number;
   readonly #queueLength: number;
   readonly #queue = new FairQueue<Waiting>();
+  /** Calls under way that hash, have hashed or will. */
+  readonly #admitted = new FairQueue<object>();
   #taken = 0;
   #hashMs: number;
 
@@ -82,13 +82,21 @@ export class Slots {
   }
 
   /**
-   * To be asked before anything else is done for a call, which is most of what a refused one costs.
-   * @throws Refusal OVERLOADED if not even a newcomer on this path, which may lack its end, could be served in time.
+   * Runs the whole of a call that is going to hash. Most of what a call costs beside its hashes comes before them,
+   * and under overload it would be in vain: so who cannot be served is refused before any of it is done.
+   * @throws Refusal OVERLOADED if it could not be served before the deadline, after those under way.
    */
-  throwIfHopeless({ path, wait, hashes }: Applicant): void {
-    if (hashes === 0 || this.#isIdle) return;
-    const expectedMs = this.#expectedMs({ path: [...path, NOBODY], wait, hashes });
-    if (expectedMs > wait.remainingMs()) throw overloaded(expectedMs);
+  async admit<T>({ path, wait, hashes }: Applicant, work: () => Promise<T>): Promise<T> {
+    const expectedMs = this.#msFor(this.#admitted.ahead(path) + 1, hashes);
+    if (this.#admitted.size >= this.#capacity && expectedMs > wait.remainingMs())
+      throw overloaded(expectedMs);
+    const place = {};
+    this.#admitted.push(path, place);
+    try {
+      return await work();
+    } finally {
+      this.#admitted.delete(path, place);
+    }
   }
 
   #take(applicant: Applicant): Promise<void> | undefined {
@@ -125,10 +133,12 @@ export class Slots {
 
   /** How long until `applicant` would be done if it came now, in milliseconds. */
   #expectedMs({ path, hashes }: Applicant): number {
-    const own = hashes * this.#hashMs + STORE_RESERVE_MS;
-    if (this.#taken < this.#capacity) return own;
-    const before = this.#queue.ahead(path) + 1;
-    return (before / this.#capacity) * hashes * this.#hashMs + own;
+    return this.#msFor(this.#taken < this.#capacity ? 0 : this.#queue.ahead(path) + 1, hashes);
+  }
+
+  /** How long it takes to hash after so many others, in milliseconds. */
+  #msFor(before: number, hashes: number): number {
+    return (before / this.#capacity + 1) * hashes * this.#hashMs + STORE_RESERVE_MS;
   }
 
   #startNext(): void {

@@ -127,7 +127,7 @@ function keepError(error: ConnectError | ServiceError | undefined): void {
   if (!error) return;
   if (error instanceof ConnectError) {
     const details = error.details.map((detail) =>
-      'value' in detail ? Buffer.from(detail.value).toString('latin1') : '',
+      'value' in detail ? Buffer.from(detail.value as Uint8Array).toString('latin1') : '',
     );
     errors.push(
       [

@@ -35,13 +35,13 @@ const skip = 'skip' in found ? found.skip : false;
 
 describe('the decision table, called from Python', { skip }, () => {
   let service: Service;
-  let python: PythonClient;
+  let python: PythonClient | undefined;
   before(async () => {
     service = await startService();
     if ('python' in found) python = await startPythonClient(found.python, service.server.address);
   });
   after(async () => {
-    await python.close();
+    await python?.close();
     await service.stop();
   });
 
@@ -199,7 +199,7 @@ describe('the decision table, called from Python', { skip }, () => {
       const [me, other] = [await service.createUser(row.me), await service.createUser()];
       await row.first?.(me, other);
       const cid = `python-${randomUUID()}`;
-      const outcome = await python.call(
+      const outcome = await (python as PythonClient).call(
         'UserService',
         'ChangePassword',
         // What is undefined is left out by JSON.

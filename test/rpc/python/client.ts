@@ -60,7 +60,8 @@ export async function startPythonClient(python: Python, address: string): Promis
   const env = { ...process.env, ...python.env };
   const stubs = await mkdtemp(join(tmpdir(), 'rekey-python-'));
   const outputs = [`--proto_path=${PROTO}`, `--python_out=${stubs}`, `--grpc_python_out=${stubs}`];
-  await promisify(execFile)(program, [...args, '-m', 'grpc_tools.protoc', ...outputs, ...FILES], { env });
+  const [compiler = '', ...options] = python.protoc;
+  await promisify(execFile)(compiler, [...options, ...outputs, ...FILES], { env });
 
   // It ends with its input, and so with this process, however that ends.
   const child = spawn(program, [...args, SCRIPT, address, stubs], {
