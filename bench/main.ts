@@ -16,7 +16,7 @@ import { measureGrowth } from './sections/growth.ts';
 import { measureOverload } from './sections/overload.ts';
 import { measureScaleOut } from './sections/scale_out.ts';
 import { measureShare } from './sections/share.ts';
-import { Stage } from './stage.ts';
+import { rekeyTarget, Stage, warmUp } from './stage.ts';
 
 const USAGE = `npm run bench -- [--quick | --full] [--only section,…] [--users n] [--rounds n] [--database mariadb|mysql]
 
@@ -82,8 +82,10 @@ async function run(): Promise<void> {
 
   if (sections.has('share') || sections.has('overload') || sections.has('cheap')) {
     const server = await stage.startRekey(main);
+    await warmUp(client, rekeyTarget(main, server), [0, scale.users]);
     if (sections.has('share') || sections.has('overload')) {
       const peer = await stage.startPeer(main.population);
+      await warmUp(client, peer.target, [0, scale.users]);
       if (sections.has('share'))
         tell(await measureShare(stage, scale, { filled: main, server, client, peer }, progress));
       if (sections.has('overload'))

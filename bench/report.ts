@@ -109,7 +109,7 @@ function axis(values: readonly number[], isLog: boolean, length: number) {
   return { place, ticks: ticks(min, max, isLog) };
 }
 
-function linePlot({ x, y, isLogX = false, isLogY = false, series }: LinePlot): string {
+function linePlot({ title, x, y, isLogX = false, isLogY = false, series }: LinePlot): string {
   const isShown = ([px, py]: readonly [number, number]) =>
     Number.isFinite(px) && Number.isFinite(py) && (!isLogX || px > 0) && (!isLogY || py > 0);
   const points = series.flatMap((one) => one.points.filter(isShown));
@@ -150,10 +150,10 @@ function linePlot({ x, y, isLogX = false, isLogY = false, series }: LinePlot): s
         `<line x1="${MARGIN.left}" x2="${MARGIN.left + INNER_WIDTH}" y1="${top(value)}" y2="${top(value)}"/><text x="${MARGIN.left - 6}" y="${top(value) + 4}" text-anchor="end">${short(value)}</text>`,
     ),
   ];
-  return svg(grid, lines, x, y) + legend(series.map(({ name }) => name));
+  return svg(title, grid, lines, x, y) + legend(series.map(({ name }) => name));
 }
 
-function barPlot({ x, parts, bars }: BarPlot): string {
+function barPlot({ title, x, parts, bars }: BarPlot): string {
   const lengths = bars.map(({ values }) => values.reduce((a, b) => a + b, 0));
   const { place, ticks: marks } = axis(lengths, false, INNER_WIDTH - 60);
   const leftEdge = MARGIN.left + 60;
@@ -172,11 +172,11 @@ function barPlot({ x, parts, bars }: BarPlot): string {
     (value) =>
       `<line x1="${leftEdge + place(value)}" x2="${leftEdge + place(value)}" y1="${MARGIN.top}" y2="${MARGIN.top + INNER_HEIGHT}"/><text x="${leftEdge + place(value)}" y="${MARGIN.top + INNER_HEIGHT + 16}" text-anchor="middle">${short(value)}</text>`,
   );
-  return svg(grid, shapes, x, '') + legend(parts);
+  return svg(title, grid, shapes, x, '') + legend(parts);
 }
 
-const svg = (grid: readonly string[], shapes: readonly string[], x: string, y: string) =>
-  `<svg viewBox="0 0 ${WIDTH} ${HEIGHT}" role="img"><g class="grid">${grid.join('')}</g>${shapes.join('')}
+const svg = (title: string, grid: readonly string[], shapes: readonly string[], x: string, y: string) =>
+  `<svg viewBox="0 0 ${WIDTH} ${HEIGHT}" role="img" aria-label="${escapeHtml(title)}"><g class="grid">${grid.join('')}</g>${shapes.join('')}
 <text x="${MARGIN.left + INNER_WIDTH / 2}" y="${HEIGHT - 12}" text-anchor="middle">${escapeHtml(x)}</text>
 <text transform="translate(16 ${MARGIN.top + INNER_HEIGHT / 2}) rotate(-90)" text-anchor="middle">${escapeHtml(y)}</text></svg>`;
 

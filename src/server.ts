@@ -23,6 +23,7 @@ import type { ChangeSettings } from './password/change_password.ts';
 import { chooseEngine } from './password/engine.ts';
 import { Hasher } from './password/hasher.ts';
 import { Policy } from './password/policy.ts';
+import { lowerPoolPriority } from './password/pool_priority.ts';
 import type { LoginSettings } from './password/sessions.ts';
 import { Slots } from './password/slots.ts';
 import { bodyTimeout } from './rpc/body_timeout.ts';
@@ -53,6 +54,7 @@ export interface RunningServer {
 /** All the wiring. */
 export async function startServer(config: Config, log: Logger): Promise<RunningServer> {
   const hasher = await createHasher(config);
+  lowerPoolPriority();
   log.info({ slots: config.slots, hashMs: Math.round(hasher.slots.hashMs) }, `hashing with ${hasher.engine}`);
   const database = new Database(config);
   const metrics = createMetrics(hasher.slots);
@@ -108,9 +110,10 @@ export async function startServer(config: Config, log: Logger): Promise<RunningS
       settings = settingsOf(next);
     },
     stop: async (graceMs) => {
-      await Promise.all([stopWatching(), stopCleaning()]);
+      const background = Promise.all([stopWatching(), stopCleaning()]);
       for (const name of SERVICES) health.setStatus(name, 'NOT_SERVING');
       const cutOff = await drain(server, edge.underWay, graceMs);
+      await background;
       await Promise.race([database.close(), new Promise((resolve) => setTimeout(resolve, 1000).unref())]);
       return { cutOff };
     },

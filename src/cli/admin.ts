@@ -1,6 +1,6 @@
 import type { Command } from 'commander';
 import { loadConfig } from '../config.ts';
-import { type AuditRecord, insertAuditRecord, isRecorded, listAuditRecords } from '../mysql/audit.ts';
+import { type AuditRecord, auditedTransaction, insertAuditRecord, listAuditRecords } from '../mysql/audit.ts';
 import { migrate } from '../mysql/migrate.ts';
 import type { Executor } from '../mysql/pool.ts';
 import { endSession, findSessionOwner, insertSession, listSessions, newToken } from '../mysql/sessions.ts';
@@ -31,6 +31,8 @@ import {
 import { newSecret, secretsFrom } from './secrets.ts';
 
 const PAGE = 1000;
+/** IDs are; MySQL compares nothing else with them. */
+const ASCII = /^[\x20-\x7e]*$/;
 const ER_DUP_ENTRY = 1062;
 
 interface Common {
@@ -211,29 +213,26 @@ async function createUser(
     const hasher = await createHasher(config);
     const passwordHash = await hasher.hash(password, wait);
     try {
-      const { result: userId } = await database.transaction(wait, {
-        work: async (tx) => {
-          const userId = await insertUser(tx, {
-            username,
-            displayName,
-            email,
-            isSuperUser: options.superUser === true,
-            approval: options.pending ? 'pending' : 'approved',
-            passwordHash,
-            passwordExpiryDays: config.policy.expiry_days,
-            mustChange: options.mustChange === true,
-          });
-          await insertAuditRecord(tx, operator.call, {
-            action: 'CreateUser',
-            outcome: 'ok',
-            reason: '',
-            actorUserId: null,
-            targetUserId: userId,
-            request: { super_user: options.superUser === true, must_change: options.mustChange === true },
-          });
-          return { result: userId };
-        },
-        wasCommitted: async (tx, { result }) => (await findUser(tx, result)) !== undefined,
+      const userId = await auditedTransaction(database, wait, async (tx) => {
+        const userId = await insertUser(tx, {
+          username,
+          displayName,
+          email,
+          isSuperUser: options.superUser === true,
+          approval: options.pending ? 'pending' : 'approved',
+          passwordHash,
+          passwordExpiryDays: config.policy.expiry_days,
+          mustChange: options.mustChange === true,
+        });
+        const record = await insertAuditRecord(tx, operator.call, {
+          action: 'CreateUser',
+          outcome: 'ok',
+          reason: '',
+          actorUserId: null,
+          targetUserId: userId,
+          request: { super_user: options.superUser === true, must_change: options.mustChange === true },
+        });
+        return { outcome: userId, record };
       });
       if (options.json) printJson({ user_id: userId });
       else process.stdout.write(`${userId}\n`);
@@ -286,6 +285,7 @@ async function openSession(nameOrId: string, options: Common & { app: string; tt
 
 async function listAudit(options: Common & { user?: string; since?: string; limit: string }): Promise<void> {
   if (!/^\d{1,6}$/.test(options.limit)) throw new CommandError('--limit takes a whole number.', EXIT.usage);
+  if (!ASCII.test(options.cid ?? '')) throw new CommandError('--cid takes printable ASCII.', EXIT.usage);
   await asOperator(options, async (operator) => {
     const records = await listAuditRecords(operator.database.statements(operator.wait), {
       limit: Number(options.limit),
@@ -343,22 +343,17 @@ async function audited<T>(
   work: (tx: Executor) => Promise<T>,
 ): Promise<T> {
   const event = { action, outcome: 'ok' as const, reason: '', actorUserId: null, targetUserId, request };
-  const { result } = await database.transaction(wait, {
-    work: async (tx) => {
-      await lockUser(tx, targetUserId);
-      return { result: await work(tx), record: await insertAuditRecord(tx, call, event) };
-    },
-    wasCommitted: async (tx, { record }) => {
-      await lockUser(tx, targetUserId);
-      return await isRecorded(tx, record);
-    },
+  return await auditedTransaction(database, wait, async (tx) => {
+    await lockUser(tx, targetUserId);
+    return { outcome: await work(tx), record: await insertAuditRecord(tx, call, event) };
   });
-  return result;
 }
 
 async function requireUser({ database, wait }: Operator, nameOrId: string): Promise<User> {
   const statements = database.statements(wait);
-  const user = (await findUserByName(statements, nameOrId)) ?? (await findUser(statements, nameOrId));
+  const user =
+    (await findUserByName(statements, nameOrId)) ??
+    (ASCII.test(nameOrId) ? await findUser(statements, nameOrId) : undefined);
   if (!user) throw new CommandError(`There is no user ${nameOrId}.`);
   return user;
 }

@@ -1,6 +1,6 @@
 import { randomBytes } from 'node:crypto';
-import type { Call } from '../call.ts';
-import type { Executor } from './pool.ts';
+import type { Call, Wait } from '../call.ts';
+import type { Database, Executor } from './pool.ts';
 
 /** `validated`: all checks passed, and nothing was to be changed. */
 export type Outcome = 'ok' | 'validated' | 'refused';
@@ -57,13 +57,32 @@ export async function insertAuditRecord(
   return { auditId: insertId, eventId };
 }
 
-/** Whether this very record is in the log. An AUTO_INCREMENT value alone can be given twice around a crash. */
-export async function isRecorded(db: Executor, { auditId, eventId }: AuditReference): Promise<boolean> {
-  const rows = await db.rows('SELECT 1 FROM audit_log WHERE audit_id = ? AND event_id = ?', [
-    auditId,
-    eventId,
-  ]);
-  return rows.length === 1;
+/**
+ * All of the work, and the audit record that it ends with, or none of it. After a COMMIT without an answer the record
+ * tells which.
+ */
+export async function auditedTransaction<T>(
+  database: Database,
+  wait: Wait,
+  work: (tx: Executor) => Promise<{ outcome: T; record: AuditReference }>,
+): Promise<T> {
+  const { outcome } = await database.transaction<Awaited<ReturnType<typeof work>>>(wait, {
+    work,
+    wasCommitted: (tx, { record }) => isRecorded(tx, record),
+  });
+  return outcome;
+}
+
+/**
+ * Whether this very record was committed: an AUTO_INCREMENT value alone can be given twice around a crash. Waits for
+ * the transaction that wrote it, if that has not ended yet, by the lock on the record.
+ */
+export async function isRecorded(tx: Executor, { auditId, eventId }: AuditReference): Promise<boolean> {
+  const rows = await tx.rows<{ event_id: Buffer }>(
+    'SELECT event_id FROM audit_log WHERE audit_id = ? FOR UPDATE',
+    [auditId],
+  );
+  return rows[0]?.event_id.equals(eventId) ?? false;
 }
 
 export interface AuditFilter {

@@ -17,6 +17,9 @@ const ER_CONNECTION_KILLED = 1927;
 const ER_RUN_HOOK_ERROR = 3100;
 const ER_TRANSACTION_ROLLBACK_DURING_COMMIT = 3101;
 const ER_CLIENT_INTERACTION_TIMEOUT = 4031;
+/** The server's own limits on a statement's time, MySQL's and MariaDB's. */
+const ER_QUERY_TIMEOUT = 3024;
+const ER_STATEMENT_TIMEOUT = 1969;
 
 const CONFLICTS = new Set([
   ER_CHECKREAD,
@@ -36,6 +39,8 @@ const GOING_AWAY = new Set([
   ER_QUERY_INTERRUPTED,
   ER_CONNECTION_KILLED,
   ER_CLIENT_INTERACTION_TIMEOUT,
+  ER_QUERY_TIMEOUT,
+  ER_STATEMENT_TIMEOUT,
 ]);
 
 /** A statement took longer than it may; its connection is gone, and what became of it is not known. */

@@ -1,5 +1,5 @@
-import type { Call } from '../call.ts';
-import { type AuditEvent, insertAuditRecord } from '../mysql/audit.ts';
+import { type Call, Wait } from '../call.ts';
+import { type AuditEvent, auditedTransaction, insertAuditRecord } from '../mysql/audit.ts';
 import type { Database } from '../mysql/pool.ts';
 import type { Session } from '../mysql/sessions.ts';
 import type { User } from '../mysql/users.ts';
@@ -49,10 +49,18 @@ export async function auditRefusals<T>(
   } catch (error) {
     if (error instanceof Refusal && !NOT_AUDITED.has(error.reason)) {
       const record: AuditEvent = { ...event, outcome: 'refused', reason: error.reason };
-      await insertAuditRecord(database.statements(call.wait), call, record);
+      // Whoever guesses wrong and hangs up at once is recorded all the same.
+      await call.wait.timed('database', () =>
+        auditedTransaction(database, Wait.forMs(RECORD_MS), async (tx) => ({
+          outcome: undefined,
+          record: await insertAuditRecord(tx, call, record),
+        })),
+      );
     }
     throw error;
   }
 }
+
+const RECORD_MS = 5_000;
 
 const NOT_AUDITED = new Set(['UNAVAILABLE', 'DEADLINE_EXCEEDED', 'CANCELLED']);

@@ -1,6 +1,6 @@
 import { createHmac, timingSafeEqual } from 'node:crypto';
 import type { Call } from '../call.ts';
-import { type AuditEvent, type AuditReference, insertAuditRecord, isRecorded } from '../mysql/audit.ts';
+import { type AuditEvent, auditedTransaction, insertAuditRecord } from '../mysql/audit.ts';
 import { recordOutcome } from '../mysql/idempotency.ts';
 import type { Database, Executor } from '../mysql/pool.ts';
 import {
@@ -13,7 +13,6 @@ import {
 import {
   countOldPasswordAttempt,
   findUser,
-  lockUser,
   type NewPassword,
   replaceOwnPassword,
   replacePassword,
@@ -275,7 +274,7 @@ async function store(
   const passwordExpiresAt = expiryOf(change, settings);
   const password = { hash: newHash, expiresAt: passwordExpiresAt, mustChange };
 
-  const work = async (tx: Executor): Promise<{ outcome: ChangeOutcome; record: AuditReference }> => {
+  return await auditedTransaction(deps.database, call.wait, async (tx) => {
     const sessionsEnded =
       isOwn && verifiedHash !== null
         ? await replaceOwnPassword(tx, session.sessionId, verifiedHash, password, needsSuperUser(change))
@@ -289,13 +288,7 @@ async function store(
     }
     const record = await insertAuditRecord(tx, call, { ...event, outcome: 'ok', reason: '' });
     return { outcome: { passwordExpiresAt, sessionsEnded }, record };
-  };
-  const wasCommitted = async (tx: Executor, { record }: Awaited<ReturnType<typeof work>>) => {
-    await lockUser(tx, targetUserId);
-    return await isRecorded(tx, record);
-  };
-  const { outcome } = await deps.database.transaction(call.wait, { work, wasCommitted });
-  return outcome;
+  });
 }
 
 /** As `replaceOwnPassword`, for somebody else's: all of that person's sessions end. */

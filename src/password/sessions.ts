@@ -1,7 +1,8 @@
+import { isIP } from 'node:net';
 import type { Call } from '../call.ts';
-import { type AuditReference, insertAuditRecord, isRecorded } from '../mysql/audit.ts';
+import { auditedTransaction, insertAuditRecord } from '../mysql/audit.ts';
 import { countLoginAttempt, forgiveLoginAttempts, type Subject } from '../mysql/login_attempts.ts';
-import type { Database, Executor } from '../mysql/pool.ts';
+import type { Database } from '../mysql/pool.ts';
 import {
   endSession,
   endSessions,
@@ -32,6 +33,8 @@ import { normalise, type Policy } from './policy.ts';
 import type { Applicant } from './slots.ts';
 
 const DAY_MS = 86_400_000;
+/** Of an IPv6 address, of 16 bits each. */
+const GROUPS = 8;
 
 export interface LoginSettings {
   readonly apps: ReadonlySet<string>;
@@ -101,7 +104,7 @@ async function logInAdmitted(
   const password = normalise(request.password);
   const newPassword = request.newPassword === undefined ? undefined : normalise(request.newPassword);
   const account: Subject = { kind: 'account', name: username };
-  const address: Subject = { kind: 'address', name: call.remoteAddress };
+  const address: Subject = { kind: 'address', name: networkOf(call.remoteAddress) };
   const statements = deps.database.statements(call.wait);
 
   // The address comes first: who has used up that one can't use up the accounts of others.
@@ -130,6 +133,16 @@ async function logInAdmitted(
     });
   });
   return await openSession(deps, call, settings, proven);
+}
+
+/** One person has a whole /64 of IPv6 addresses, and would have as many log-ins as that. */
+function networkOf(address: string): string {
+  if (isIP(address) !== 6) return address;
+  const [head = [], tail] = address
+    .split('::')
+    .map((part) => part.split(':').filter((group) => group !== ''));
+  const zeros = tail === undefined ? 0 : GROUPS - head.length - tail.length;
+  return [...head, ...Array<string>(zeros).fill('0'), ...(tail ?? [])].slice(0, GROUPS / 2).join(':');
 }
 
 async function guardLogin(
@@ -166,7 +179,7 @@ async function openSession(
 ): Promise<LoginOutcome> {
   const { userId } = user;
   const event = { outcome: 'ok' as const, reason: '', actorUserId: userId, targetUserId: userId };
-  const work = async (tx: Executor): Promise<{ outcome: LoginOutcome; record: AuditReference }> => {
+  return await auditedTransaction(database, call.wait, async (tx) => {
     const locked = await lockUser(tx, userId);
     if (!locked || !isStillWelcome(locked.user, user, newHash !== undefined))
       throw new Refusal('CONCURRENT_CHANGE');
@@ -197,13 +210,7 @@ async function openSession(
     const warnFrom = now.getTime() + settings.expiryWarningDays * DAY_MS;
     const passwordAboutToExpire = passwordExpiresAt !== null && passwordExpiresAt.getTime() <= warnFrom;
     return { outcome: { ust, sessionExpiresAt, userId, passwordExpiresAt, passwordAboutToExpire }, record };
-  };
-  const wasCommitted = async (tx: Executor, { record }: Awaited<ReturnType<typeof work>>) => {
-    await lockUser(tx, userId);
-    return await isRecorded(tx, record);
-  };
-  const { outcome } = await database.transaction(call.wait, { work, wasCommitted });
-  return outcome;
+  });
 }
 
 /** Whether what was true when the password was verified is true now. */
@@ -220,16 +227,12 @@ export async function logOut({ database, settings }: SessionDependencies, call: 
   const event = { action: 'Logout', actorUserId: userId, targetUserId: userId, request: {} };
   await auditRefusals(database, call, event, async () => {
     requireApp(call.app, settings().apps);
-    await database.transaction(call.wait, {
-      work: async (tx) => {
-        await lockUser(tx, userId);
-        if (!(await endSession(tx, session.sessionId))) throw new Refusal('CONCURRENT_CHANGE');
-        return await insertAuditRecord(tx, call, { ...event, outcome: 'ok', reason: '' });
-      },
-      wasCommitted: async (tx, record) => {
-        await lockUser(tx, userId);
-        return await isRecorded(tx, record);
-      },
+    await auditedTransaction(database, call.wait, async (tx) => {
+      if (!(await endSession(tx, session.sessionId))) throw new Refusal('CONCURRENT_CHANGE');
+      return {
+        outcome: undefined,
+        record: await insertAuditRecord(tx, call, { ...event, outcome: 'ok', reason: '' }),
+      };
     });
   });
 }

@@ -72,6 +72,7 @@ export class Slots {
    */
   async run<T>(applicant: Applicant, work: () => Promise<T>): Promise<T> {
     applicant.wait.throwIfOver();
+    if (applicant.hashes === 0) return await work();
     await applicant.wait.timed('queue', async () => this.#take(applicant));
     try {
       return await work();

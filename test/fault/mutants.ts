@@ -24,6 +24,7 @@ interface Mutant {
 
 const CHANGE = 'src/password/change_password.ts';
 const POOL = 'src/mysql/pool.ts';
+const AUDIT = 'src/mysql/audit.ts';
 const USERS = 'src/mysql/users.ts';
 const SESSIONS = 'src/mysql/sessions.ts';
 
@@ -75,7 +76,7 @@ export const MUTANTS: Readonly<Record<string, Mutant>> = {
   },
   'resolve-without-lock': {
     what: 'whether a COMMIT took effect is asked while it may still be on its way',
-    edits: [[CHANGE, 'await lockUser(tx, targetUserId);\n', '']],
+    edits: [[AUDIT, ' WHERE audit_id = ? FOR UPDATE', ' WHERE audit_id = ?']],
   },
   'answer-before-commit': {
     what: 'OK is said before the database has confirmed the COMMIT',

@@ -113,12 +113,15 @@ const summary = (report: LaboratoryReport) =>
   `${report.findings.length} violations, ${report.undecided} undecided, ${report.seconds.toFixed(0)} s`;
 
 const SHOWN_MAX = 10;
+const LINE_MAX = 600;
 
+/** The first of each kind; all of them are in the file. */
 async function tellFindings(report: LaboratoryReport): Promise<void> {
-  for (const { userId, what, evidence } of report.findings.slice(0, SHOWN_MAX)) {
+  const kinds = new Map(report.findings.toReversed().map((finding) => [finding.what, finding]));
+  for (const { userId, what, evidence } of [...kinds.values()].slice(0, SHOWN_MAX)) {
     process.stdout.write(`user ${userId}: ${what}\n${evidence.map((line) => `    ${line}\n`).join('')}`);
   }
-  for (const line of report.serverErrors.slice(0, SHOWN_MAX)) process.stdout.write(`${line}\n`);
+  for (const line of report.serverErrors.slice(0, 3)) process.stdout.write(`${line.slice(0, LINE_MAX)}\n`);
   process.stdout.write(`all of it is in ${await writeFindings(report)}\n`);
 }
 

@@ -444,10 +444,10 @@ export interface Service {
   /** The audit records with this cid. */
   auditOf(cid: string): Promise<AuditRow[]>;
   /**
-   * Holds the locks on a user's sessions while `work` runs, so that a change by this user waits in its transaction,
-   * with everything verified. Commits what `work` did with `sql`.
+   * Holds the locks on a user's sessions (or on the user's own row) while `work` runs, so that a change by this user
+   * (or a log-in) waits in its transaction, with everything verified. Commits what `work` did with `sql`.
    */
-  whileLocked<T>(userId: string, work: () => Promise<T>): Promise<T>;
+  whileLocked<T>(userId: string, work: () => Promise<T>, table?: 'sessions' | 'users'): Promise<T>;
   /** Until as many transactions on this database wait for a row's lock. */
   waitForLockWaits(count?: number): Promise<void>;
   storedHash(userId: string): Promise<string>;
@@ -516,10 +516,10 @@ export async function startService(
     return String(row?.password_hash);
   };
 
-  const whileLocked: Service['whileLocked'] = async (userId, work) => {
+  const whileLocked: Service['whileLocked'] = async (userId, work, table = 'sessions') => {
     await db.beginTransaction();
     try {
-      await sql('SELECT 1 FROM sessions WHERE user_id = ? FOR UPDATE', [userId]);
+      await sql(`SELECT 1 FROM ${table} WHERE user_id = ? FOR UPDATE`, [userId]);
       const result = await work();
       await db.commit();
       return result;

@@ -109,7 +109,9 @@ export const ChangePasswordResponseSchema: GenMessage<ChangePasswordResponse> = 
 /**
  * UserService changes passwords.
  *
- * Request metadata (lower-case keys, printable ASCII, each at most once):
+ * Request metadata (lower-case keys, printable ASCII, each at most once; HTTP/2
+ * joins what is sent twice, so a value with a comma and a space in it counts as
+ * such):
  *
  *   - `ust` (required): the session token of the current user, as returned by
  *     SessionService.Login or `rekey session open`.

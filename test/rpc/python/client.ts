@@ -36,7 +36,8 @@ export interface PythonClient {
   close(): Promise<void>;
 }
 
-const PROTO = fileURLToPath(new URL('../../../proto', import.meta.url));
+const ROOT = fileURLToPath(new URL('../../../', import.meta.url));
+const run = promisify(execFile);
 const SCRIPT = fileURLToPath(new URL('client.py', import.meta.url));
 const FILES = [
   'google/rpc/error_details.proto',
@@ -59,9 +60,17 @@ export async function startPythonClient(python: Python, address: string): Promis
   const [program = '', ...args] = python.command;
   const env = { ...process.env, ...python.env };
   const stubs = await mkdtemp(join(tmpdir(), 'rekey-python-'));
-  const outputs = [`--proto_path=${PROTO}`, `--python_out=${stubs}`, `--grpc_python_out=${stubs}`];
+  // Not every protoc comes with google/protobuf/*.proto; buf does.
+  const descriptors = join(stubs, 'descriptors.binpb');
+  const build = ['build', ROOT, '--as-file-descriptor-set', '-o', descriptors];
+  await run(join(ROOT, 'node_modules', '.bin', 'buf'), build);
   const [compiler = '', ...options] = python.protoc;
-  await promisify(execFile)(compiler, [...options, ...outputs, ...FILES], { env });
+  const outputs = [
+    `--descriptor_set_in=${descriptors}`,
+    `--python_out=${stubs}`,
+    `--grpc_python_out=${stubs}`,
+  ];
+  await run(compiler, [...options, ...outputs, ...FILES], { env });
 
   // It ends with its input, and so with this process, however that ends.
   const child = spawn(program, [...args, SCRIPT, address, stubs], {
