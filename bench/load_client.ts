@@ -97,7 +97,7 @@ async function run(load: Load, call: Caller, people: Map<number, Person>): Promi
   const beginTimer = setTimeout(() => {
     cpuAtBegin = process.cpuUsage();
     from = Date.now();
-  }, begin - performance.now());
+  }, load.warmUpSeconds * 1000);
 
   const one = async (due: number) => {
     const person = free[nextFree++];

@@ -46,7 +46,7 @@ const NUMBERS = `(SELECT a.d + 10 * b.d + 100 * c.d + 1000 * e.d + 10000 * f.d A
 
 /** A random-looking UUID made of a number. */
 const uuidOf = (n: string) =>
-  `LOWER(INSERT(INSERT(INSERT(INSERT(MD5(CONCAT('user-', ${n})), 9, 0, '-'), 14, 0, '-'), 19, 0, '-'), 24, 0, '-'))`;
+  `LOWER(INSERT(INSERT(INSERT(INSERT(LEFT(SHA2(CONCAT('user-', ${n}), 256), 32), 9, 0, '-'), 14, 0, '-'), 19, 0, '-'), 24, 0, '-'))`;
 
 /** Fills a migrated database. The rows have the sizes and the indexes the disorder of real ones. */
 export async function populate(
@@ -71,8 +71,8 @@ export async function populate(
   ]);
   await inSteps(db, 'audit records', users * sessionsEach, progress, (n) => [
     `INSERT INTO audit_log (event_id, at, cid, action, outcome, reason, actor_user_id, target_user_id, app, remote_addr, request)
-     SELECT UNHEX(MD5(CONCAT('event-', ${n}))), UTC_TIMESTAMP(6) - INTERVAL ${users * sessionsEach} - ${n} SECOND,
-       CONCAT('bench-', MD5(CONCAT('cid-', ${n}))), 'ChangePassword', 'ok', '', ${uuidOf(`${n} MOD ${users}`)},
+     SELECT UNHEX(LEFT(SHA2(CONCAT('event-', ${n}), 256), 32)), UTC_TIMESTAMP(6) - INTERVAL ${users * sessionsEach} - ${n} SECOND,
+       CONCAT('bench-', LEFT(SHA2(CONCAT('cid-', ${n}), 256), 24)), 'ChangePassword', 'ok', '', ${uuidOf(`${n} MOD ${users}`)},
        ${uuidOf(`${n} MOD ${users}`)}, '${APP}', '192.0.2.7', '{}'`,
   ]);
   await db.query('DROP TABLE digits');
@@ -112,7 +112,7 @@ async function bulkConnection(databaseUrl: string): Promise<Connection> {
   await db.query('CREATE TABLE digits (d INT PRIMARY KEY)');
   await db.query('INSERT INTO digits VALUES (0), (1), (2), (3), (4), (5), (6), (7), (8), (9)');
   await db.query(
-    "SET SESSION time_zone = '+00:00', SESSION unique_checks = 0, SESSION foreign_key_checks = 0",
+    "SET SESSION sql_log_bin = 0, SESSION time_zone = '+00:00', SESSION unique_checks = 0, SESSION foreign_key_checks = 0",
   );
   return db;
 }

@@ -19,7 +19,7 @@ import type { Load, LoadReport, Target } from './load_client.ts';
 import type { PeerAnswer, PeerQuestion } from './peer_server.ts';
 import { APP, PASSWORDS, type Population, populate, populatePeer } from './people.ts';
 import { type CpuTime, cpuSince, cpuTime } from './processes.ts';
-import { quantile } from './statistics.ts';
+import { quantile, sum } from './statistics.ts';
 
 export type Progress = (line: string) => void;
 
@@ -86,7 +86,14 @@ export class Stage {
     const redo = options.database === 'mariadb' ? '--innodb-log-file-size' : '--innodb-redo-log-capacity';
     const database = await startPrivateDatabase({
       kind: options.database,
-      args: [`--innodb-buffer-pool-size=${options.bufferPool}M`, `${redo}=512M`],
+      // As durable as MySQL is by default, and MariaDB where it has replicas: each commit flushed to both logs.
+      args: [
+        `--innodb-buffer-pool-size=${options.bufferPool}M`,
+        `${redo}=512M`,
+        '--server-id=1',
+        '--log-bin=binlog',
+        '--sync-binlog=1',
+      ],
       progress,
     });
     // Everybody's first password has one hash: made once, with what the server is configured to.
@@ -155,12 +162,16 @@ export class Stage {
     return (await this.#bound.ask({ slots: 1, seconds: 0.05, parameters: this.parameters })).engine;
   }
 
-  /** The database server's own counters, by name. */
+  /** The database server's own counters, by name, and `binlog`: how far the binary log has got, in bytes. */
   async counters(): Promise<Record<string, number>> {
     const db = await mysql.createConnection({ uri: this.database.url() });
     const [rows] = await db.query<RowDataPacket[]>('SHOW GLOBAL STATUS');
+    const [logs] = await db.query<RowDataPacket[]>('SHOW BINARY LOGS');
     await db.end();
-    return Object.fromEntries(rows.map(({ Variable_name, Value }) => [Variable_name, Number(Value)]));
+    return {
+      ...Object.fromEntries(rows.map(({ Variable_name, Value }) => [Variable_name, Number(Value)])),
+      binlog: sum(logs.map(({ File_size }) => Number(File_size))),
+    };
   }
 
   async end(): Promise<void> {

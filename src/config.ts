@@ -283,8 +283,9 @@ function complete(keys: Keys, problems: string[]): Config {
   };
 }
 
-function isLoopback(listen: string): boolean {
-  const host = listen.slice(0, listen.lastIndexOf(':')).replace(/^\[|\]$/g, '');
+/** Whether `host` or `host:port` is this machine, and nothing of what is sent there crosses a network. */
+export function isLoopback(hostPort: string): boolean {
+  const host = hostPort.replace(/:\d+$/, '').replace(/^\[|\]$/g, '');
   return host === 'localhost' || host === '::1' || /^127\.\d+\.\d+\.\d+$/.test(host);
 }
 

@@ -1,5 +1,5 @@
 import type { Command } from 'commander';
-import { type Config, ConfigError, loadConfig } from '../config.ts';
+import { type Config, ConfigError, isLoopback, loadConfig } from '../config.ts';
 import { createLogger, type Logger } from '../log.ts';
 import { serveMetrics } from '../metrics.ts';
 import { checkSchema, SchemaMismatch } from '../mysql/migrate.ts';
@@ -18,6 +18,7 @@ async function serve(options: { config?: string }): Promise<void> {
   const path = configPath(options);
   const config = loadConfig(path, process.env);
   const log = createLogger(config);
+  for (const warning of warnings(config)) log.warn(warning);
   await refuseWrongSchema(config, log);
 
   const server = await startServer(config, log);
@@ -38,6 +39,23 @@ async function serve(options: { config?: string }): Promise<void> {
   process.on('SIGHUP', () => reload(path, server, log));
   await stopped(config, server, log);
   metrics?.close();
+}
+
+/** What is allowed, and seldom meant. */
+function warnings({ peppers, hash, database, databaseCa, listen, tlsFiles }: Config): string[] {
+  return [
+    ...(peppers.size > 0 && hash.pepper_key_id === ''
+      ? ['hash.pepper_key_id is empty: new hashes are made without any of the pepper keys']
+      : []),
+    ...(databaseCa === undefined && !isLoopback(new URL(database.url).host)
+      ? ['database.ca_file is empty: the connection to the database is not encrypted']
+      : []),
+    ...(tlsFiles === undefined && !isLoopback(listen)
+      ? [
+          'tls.plaintext is true: passwords reach this server unencrypted, unless something else encrypts them',
+        ]
+      : []),
+  ];
 }
 
 const describeTls = ({ tlsFiles }: Config) => (tlsFiles ? (tlsFiles.clientCa ? 'mutual' : 'server') : 'off');
