@@ -38,6 +38,15 @@ export const cpuSince = (pid: number, { main, pool, others }: CpuTime): CpuTime 
 
 export const total = ({ main, pool, others }: CpuTime) => main + pool + others;
 
+const MS_PER_TICK = 10;
+
+/** CPU time of all that runs on the machine, in milliseconds since it was started. */
+export function machineCpuMs(): number {
+  const times = /^cpu +(.*)$/m.exec(readFileSync('/proc/stat', 'utf8'))?.[1]?.split(' ').map(Number) ?? [];
+  const [user = 0, nice = 0, system = 0, , , irq = 0, softirq = 0] = times;
+  return (user + nice + system + irq + softirq) * MS_PER_TICK;
+}
+
 /** Megabytes (10^6 bytes). */
 export function residentMb(pid: number): number {
   const kib = /^VmRSS:\s+(\d+) kB$/m.exec(readFileSync(`/proc/${pid}/status`, 'utf8'))?.[1];

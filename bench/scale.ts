@@ -24,10 +24,10 @@ export const smallPopulation = { users: SMALL_USERS, sessionsEach: SESSIONS_EACH
 export const SCALES = {
   quick: {
     rounds: 2,
-    seconds: 2.5,
+    seconds: 1.3,
     callers: [2, 8, 32, 128],
     peerCallers: [8],
-    offered: [0.5, 1, 3, 10],
+    offered: [0.5, 1, 10],
     overloadRounds: 1,
     offeredToPeer: [],
     users: 10_000,

@@ -18,7 +18,7 @@ import type { BoundAnswer, BoundQuestion } from './hash_bound.ts';
 import type { Load, LoadReport, Target } from './load_client.ts';
 import type { PeerAnswer, PeerQuestion } from './peer_server.ts';
 import { APP, PASSWORDS, type Population, populate, populatePeer } from './people.ts';
-import { type CpuTime, cpuSince, cpuTime } from './processes.ts';
+import { type CpuTime, cpuSince, cpuTime, machineCpuMs } from './processes.ts';
 import { quantile, sum } from './statistics.ts';
 
 export type Progress = (line: string) => void;
@@ -52,6 +52,8 @@ export interface Measured {
   readonly done: number;
   readonly perSecond: number;
   readonly cpu: readonly CpuTime[];
+  /** CPU time of everything on the machine, in milliseconds. */
+  readonly machineMs: number;
 }
 
 export class Stage {
@@ -198,11 +200,13 @@ export async function measure(
   reporting.catch(() => {});
   await sleep(load.warmUpSeconds * 1000);
   const before = pids.map(cpuTime);
+  const machineBefore = machineCpuMs();
   await sleep(load.seconds * 1000);
   const cpu = pids.map((pid, index) => cpuSince(pid, before[index] as CpuTime));
+  const machineMs = machineCpuMs() - machineBefore;
   const report = await reporting;
   const done = report.latencies.OK?.length ?? 0;
-  return { report, done, perSecond: done / report.seconds, cpu };
+  return { report, done, perSecond: done / report.seconds, cpu, machineMs };
 }
 
 /** Until V8 has compiled what is called often, and every connection knows its statements. */

@@ -38,10 +38,10 @@ const MIN_USER_INFO_LENGTH = 4;
 
 /**
  * In how many ways `5`, `$` and their like are read as letters, each way a whole search of the dictionaries. The
- * library's 100 cost a change five times as much (milliseconds of the main thread) and told less than 1 % more of
- * heavily disguised common passwords from good ones.
+ * library's 100 cost a check about four times as much (milliseconds of the main thread), and of 1,260 lightly disguised
+ * common passwords it refused 7 more.
  */
-const L33T_READINGS = 10;
+const L33T_READINGS = 20;
 
 const commonPasswords = new Set(dictionary['passwords-common'].map(String));
 const zxcvbn = new ZxcvbnFactory({

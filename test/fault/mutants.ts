@@ -202,6 +202,12 @@ const WEIGHTS: Partial<Record<FaultName, number>> = {
   'clock shifted': 0,
 };
 
+/** Some mutants hold on to what everybody else waits for. */
+const IMPATIENT = {
+  REKEY_LIMITS_CALL_TIMEOUT_MS: '3000',
+  REKEY_LIMITS_SHUTDOWN_GRACE_SECONDS: '1',
+};
+
 export async function runMutants(
   names: readonly string[],
   seed: number,
@@ -224,6 +230,7 @@ export async function runMutants(
               database,
               root,
               clock: false,
+              environment: IMPATIENT,
               clients: 16,
               weights: WEIGHTS,
               pauseMs: 200,

@@ -573,7 +573,6 @@ describe('stopping and reloading', () => {
       );
       const late = await change(service.server, people[0] as TestUser);
       assert.equal(late.code, 'UNAVAILABLE');
-      await service.server.stop();
       assert.deepEqual(await service.server.exited, { code: 0, signal: null });
       assert.equal(service.server.log.at(-1)?.msg, 'stopped');
       assert.ok(!service.server.log.some(({ msg }) => msg.includes('cut off')));

@@ -9,7 +9,7 @@ import {
   type LoginResponse,
   SessionService,
 } from '../../gen/rekey/v1/session_service_pb.ts';
-import { startPrivateDatabase, testDatabaseKind } from '../support/private_database.ts';
+import { PrivateDatabaseError, startPrivateDatabase, testDatabaseKind } from '../support/private_database.ts';
 import { framed, rawCall, rawConnect } from '../support/raw_http2.ts';
 import {
   type Answer,
@@ -287,20 +287,20 @@ describe('nobody can tell an unknown user from a wrong password', () => {
   });
 
   it('by the time it takes', async () => {
-    const server = await service.startServer({
+    // A hash that is dear enough to be missed, and the same for everybody.
+    const people = await startService({
+      REKEY_HASH_MEMORY_KIB: '2048',
+      REKEY_HASH_ITERATIONS: '2',
       REKEY_GUARD_LOGIN_ATTEMPTS: '100',
       REKEY_GUARD_LOGIN_ATTEMPTS_PER_ADDRESS: '100000',
     });
-    await server.waitForHealth('SERVING');
     const PEOPLE = 20;
-    const known = await Promise.all(
-      Array.from({ length: PEOPLE }, async () => (await service.createUser()).username),
-    );
+    const known: string[] = [];
+    while (known.length < PEOPLE) known.push((await people.createUser()).username);
     const unknown = known.map(() => `u-${randomUUID()}`);
-    const metadata = { 'remote-addr': '203.0.113.5' };
-    const password = strongPassword();
     const ask = async (names: string[], index: number) => {
-      const answer = await login(names[index % PEOPLE] as string, password, undefined, { server, metadata });
+      const name = names[index % PEOPLE] as string;
+      const answer = await login(name, strongPassword(), undefined, { server: people.server });
       assert.equal(answer.reason, 'CREDENTIALS_INVALID');
     };
     for (let warm = 0; warm < PEOPLE; warm++) {
@@ -312,8 +312,8 @@ describe('nobody can tell an unknown user from a wrong password', () => {
       (index) => ask(known, index),
       (index) => ask(unknown, index),
     );
+    await people.stop();
     assert.ok(!isApart, `p = ${p}`);
-    await server.stop();
   });
 });
 
@@ -518,8 +518,12 @@ it('a log-in warns from 30 days before the expiry on, or as configured', async (
   await server.stop();
 });
 
-it('both guards survive a restart of server and database', async () => {
-  const own = await startPrivateDatabase({ kind: testDatabaseKind() });
+it('both guards survive a restart of server and database', async (t) => {
+  const own = await startPrivateDatabase({ kind: testDatabaseKind() }).catch((error: unknown) => {
+    if (!(error instanceof PrivateDatabaseError)) throw error;
+    t.skip(`no database of its own to be restarted: ${error.message}`);
+  });
+  if (!own) return;
   const admin = await mysql.createConnection({ uri: own.url() });
   await admin.query('CREATE DATABASE guards CHARACTER SET utf8mb4');
   await admin.end();

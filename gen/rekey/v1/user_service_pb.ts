@@ -164,7 +164,9 @@ export const UserService: GenService<{
    *   - PERMISSION_DENIED / OLD_PASSWORD_MISMATCH: the old password is wrong.
    *   - ABORTED / CONCURRENT_CHANGE: the password, the session or the right to
    *     do this changed while the call was under way.
-   *   - RESOURCE_EXHAUSTED / OVERLOADED: no room to hash before the deadline.
+   *   - RESOURCE_EXHAUSTED / OVERLOADED: no room to hash before the deadline. It
+   *     may come before any of the above: a call that cannot be served is
+   *     refused before work is done for it.
    *   - UNAVAILABLE / UNAVAILABLE: the database is away.
    *
    * @generated from rpc rekey.v1.UserService.ChangePassword
