@@ -27,6 +27,15 @@ export function toEarlier(row: IdempotencyRow): Earlier | undefined {
   };
 }
 
+/** What this user did under this key, whatever has become of the session since. */
+export async function findOutcome(db: Executor, userId: string, key: string): Promise<Earlier | undefined> {
+  const [row] = await db.rows<IdempotencyRow>(
+    `SELECT ${IDEMPOTENCY_COLUMNS} FROM idempotency_records i WHERE i.user_id = ? AND i.idempotency_key = ?`,
+    [userId, key],
+  );
+  return row && toEarlier(row);
+}
+
 const ER_DUP_ENTRY = 1062;
 
 /** @returns false if this user has used the key before. */

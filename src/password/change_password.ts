@@ -1,7 +1,7 @@
 import { createHmac, timingSafeEqual } from 'node:crypto';
 import type { Call } from '../call.ts';
 import { type AuditEvent, auditedTransaction, insertAuditRecord } from '../mysql/audit.ts';
-import { recordOutcome } from '../mysql/idempotency.ts';
+import { type Earlier, findOutcome, recordOutcome } from '../mysql/idempotency.ts';
 import type { Database, Executor } from '../mysql/pool.ts';
 import {
   countOtherSessions,
@@ -120,7 +120,7 @@ async function checkAndChange(
   requireGoodStanding(session.user);
   requireRights(change);
   const target = isOwn ? session.user : await findTarget(deps, call, targetUserId);
-  const earlier = findEarlier(call, change, session);
+  const earlier = findEarlier(call, change, session.earlier);
   if (earlier) return earlier;
 
   const newPassword = normalise(request.newPassword);
@@ -203,7 +203,7 @@ async function verifyOldPassword(
 }
 
 /** The first outcome, if this very request was carried out before under its idempotency key. */
-function findEarlier(call: Call, change: Change, { earlier }: Session): ChangeOutcome | undefined {
+function findEarlier(call: Call, change: Change, earlier: Earlier | undefined): ChangeOutcome | undefined {
   if (!earlier || change.request.validateOnly) return undefined;
   if (!timingSafeEqual(earlier.requestMac, requestMac(call, change))) {
     throw new Refusal('IDEMPOTENCY_KEY_REUSED', { subStatus: ['E008002'] });
@@ -226,10 +226,14 @@ async function orOutcomeOfTwin(
       error instanceof Refusal &&
       (error.reason === 'CONCURRENT_CHANGE' || error.reason === 'OLD_PASSWORD_MISMATCH');
     if (!cameSecond || call.idempotencyKey === undefined) throw error;
-    const session = await findSession(database.statements(call.wait), call.ust, call.idempotencyKey);
-    const earlier = session && findEarlier(call, change, session);
-    if (!earlier) throw error;
-    return earlier;
+    const statements = database.statements(call.wait);
+    const outcome = findEarlier(
+      call,
+      change,
+      await findOutcome(statements, change.session.user.userId, call.idempotencyKey),
+    );
+    if (!outcome) throw error;
+    return outcome;
   }
 }
 
