@@ -125,7 +125,7 @@ async function checkAndChange(
 
   const newPassword = normalise(request.newPassword);
   const oldPassword = request.oldPassword === undefined ? undefined : normalise(request.oldPassword);
-  if (oldPassword !== undefined) requireAttemptsLeft(target, deps.settings().guard);
+  if (isOwn || oldPassword !== undefined) requireAttemptsLeft(target, deps.settings().guard);
   deps.policy().check(newPassword, { ...target, oldPassword });
   if (isOwn && oldPassword === undefined) throw oldPasswordMissing();
 
