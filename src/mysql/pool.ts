@@ -3,9 +3,10 @@ import mysql, {
   type ConnectionOptions,
   type Pool,
   type PoolConnection,
+  type QueryError,
   type ResultSetHeader,
   type RowDataPacket,
-} from 'mysql2/promise';
+} from 'mysql2';
 import { Wait } from '../call.ts';
 import type { Config } from '../config.ts';
 import { Refusal } from '../password/errors.ts';
@@ -271,12 +272,12 @@ class ConnectionPool {
     }
   }
 
-  async close(): Promise<void> {
-    await this.#pool.end();
+  close(): Promise<void> {
+    return new Promise((resolve, reject) => this.#pool.end((error) => (error ? reject(error) : resolve())));
   }
 
   #release(connection: Connection): void {
-    this.#lastUsed.set(connection.raw.connection, performance.now());
+    this.#lastUsed.set(connection.raw, performance.now());
     connection.raw.release();
   }
 
@@ -285,14 +286,15 @@ class ConnectionPool {
       wait.throwIfOver();
       const raw = await this.#acquireRaw(wait);
       const connection = new Connection(raw, this.#statementTimeoutMs);
-      const lastUsed = this.#lastUsed.get(raw.connection);
+      const lastUsed = this.#lastUsed.get(raw);
       if (lastUsed !== undefined && lastUsed < this.#distrustedBefore) {
         connection.destroy();
         continue;
       }
       try {
         if (lastUsed === undefined) {
-          for (const statement of this.#setUp) await connection.query(statement, wait.remainingMs());
+          const timeoutMs = Math.min(this.#statementTimeoutMs, wait.remainingMs());
+          for (const statement of this.#setUp) await connection.query(statement, timeoutMs);
         } else if (performance.now() - lastUsed > PROVE_ALIVE_AFTER_MS) {
           await connection.ping(Math.min(PING_TIMEOUT_MS, wait.remainingMs()));
         }
@@ -306,18 +308,20 @@ class ConnectionPool {
 
   /** mysql2 cannot be told to stop waiting, so a connection that comes too late is handed straight back. */
   async #acquireRaw(wait: Wait): Promise<PoolConnection> {
-    const pending = this.#pool.getConnection();
-    let over = false;
-    pending.then(
-      (late) => over && late.release(),
-      () => {},
+    let isOver = false;
+    return await within<PoolConnection>(
+      (done) =>
+        this.#pool.getConnection((error, connection) => {
+          if (isOver && !error) connection.release();
+          else done(error, connection);
+        }),
+      wait.remainingMs(),
+      wait.signal,
+      () => {
+        isOver = true;
+        return new NoConnection(wait.signal.reason);
+      },
     );
-    try {
-      return await within(pending, wait.remainingMs(), wait.signal, (reason) => new NoConnection(reason));
-    } catch (error) {
-      over = true;
-      throw error;
-    }
   }
 }
 
@@ -338,25 +342,23 @@ class Connection {
     wait: Wait,
   ): Promise<RowDataPacket[] | ResultSetHeader> {
     wait.throwIfOver();
-    const timeoutMs = Math.min(this.#statementTimeoutMs, wait.remainingMs());
-    const [result] = await this.#bounded(
-      this.raw.execute<RowDataPacket[] | ResultSetHeader>(sql, parameters as never[]),
-      timeoutMs,
+    return await this.#bounded<RowDataPacket[] | ResultSetHeader>(
+      (done) => this.raw.execute(sql, parameters as never[], done),
+      this.#statementTimeoutMs,
       wait.signal,
     );
-    return result;
   }
 
   async query(sql: string, timeoutMs: number): Promise<void> {
-    await this.#bounded(this.raw.query(sql), Math.min(this.#statementTimeoutMs, timeoutMs));
+    await this.#bounded((done) => this.raw.query(sql, done), timeoutMs);
   }
 
   async commit(timeoutMs: number): Promise<void> {
-    await this.#bounded(this.raw.query('COMMIT'), timeoutMs);
+    await this.query('COMMIT', timeoutMs);
   }
 
   async rollback(timeoutMs: number): Promise<void> {
-    await this.#bounded(this.raw.query('ROLLBACK'), timeoutMs);
+    await this.query('ROLLBACK', timeoutMs);
   }
 
   /** Rolls back whatever is open. @returns false if that did not work, and the connection is good for nothing. */
@@ -370,7 +372,7 @@ class Connection {
   }
 
   async ping(timeoutMs: number): Promise<void> {
-    await this.#bounded(this.raw.ping(), timeoutMs);
+    await this.#bounded((done) => this.raw.ping((error) => done(error, undefined)), timeoutMs);
   }
 
   destroy(): void {
@@ -379,9 +381,9 @@ class Connection {
   }
 
   /** mysql2's own timeout leaves the statement running and the connection busy; here it ends the connection. */
-  async #bounded<T>(statement: Promise<T>, timeoutMs: number, signal?: AbortSignal): Promise<T> {
+  async #bounded<T>(start: Start<T>, timeoutMs: number, signal?: AbortSignal): Promise<T> {
     try {
-      return await within(statement, timeoutMs, signal, () => {
+      return await within(start, timeoutMs, signal, () => {
         this.destroy();
         return new StatementTimeout();
       });
@@ -392,31 +394,31 @@ class Connection {
   }
 }
 
-/** Settles as `promise` does, or rejects with `over()` when the time is up or the signal aborts. */
-async function within<T>(
-  promise: Promise<T>,
+/** Begins something that tells its end to a callback of Node's kind. */
+type Start<T> = (done: (error: QueryError | NodeJS.ErrnoException | null, result: T) => void) => void;
+
+/** Settles as what is started does, or rejects with `over()` when the time is up or the signal aborts. */
+function within<T>(
+  start: Start<T>,
   timeoutMs: number,
   signal: AbortSignal | undefined,
-  over: (reason: unknown) => Error,
+  over: () => Error,
 ): Promise<T> {
-  promise.catch(() => {});
-  let stop: (() => void) | undefined;
-  try {
-    return await Promise.race([
-      promise,
-      new Promise<never>((_resolve, reject) => {
-        const end = () => reject(over(signal?.reason));
-        const timer = setTimeout(end, Math.max(0, timeoutMs));
-        signal?.addEventListener('abort', end, { once: true });
-        stop = () => {
-          clearTimeout(timer);
-          signal?.removeEventListener('abort', end);
-        };
-      }),
-    ]);
-  } finally {
-    stop?.();
-  }
+  return new Promise((resolve, reject) => {
+    const settle = (then: () => void) => {
+      clearTimeout(timer);
+      signal?.removeEventListener('abort', end);
+      then();
+    };
+    const end = () => settle(() => reject(over()));
+    const timer = setTimeout(end, Math.max(0, timeoutMs));
+    signal?.addEventListener('abort', end, { once: true });
+    try {
+      start((error, result) => settle(() => (error ? reject(error) : resolve(result))));
+    } catch (error) {
+      settle(() => reject(error));
+    }
+  });
 }
 
 /** @throws Refusal if nobody waits for another attempt. */

@@ -17,10 +17,13 @@ interface Waiting {
   readonly refuse: (refusal: Refusal) => void;
 }
 
-/** Weight of the newest measurement in the moving average of a hash's time: some twenty hashes look back. */
+/** Weight of the newest measurement in the moving average: some twenty hashes look back. */
 const NEWEST_WEIGHT = 0.1;
-/** The change must still be stored once it is hashed. */
-const STORE_RESERVE_MS = 20;
+/**
+ * An expectation is a mean, and knows nothing of what a call does before and after its hashes: whoever is let in
+ * would be in time even if it all took so many times as long.
+ */
+const SAFETY_FACTOR = 1.5;
 const RETRY_AFTER_MIN_MS = 100;
 const RETRY_AFTER_MAX_MS = 10_000;
 
@@ -40,7 +43,7 @@ export class Slots {
   #taken = 0;
   #hashMs: number;
 
-  /** @param hashMs what one hash is expected to take, until there are measurements. */
+  /** @param hashMs how long a slot is expected to be taken for each hash, until there are measurements. */
   constructor(capacity: number, queueLength: number, hashMs: number) {
     this.#capacity = capacity;
     this.#queueLength = queueLength;
@@ -55,14 +58,9 @@ export class Slots {
     return this.#queue.size;
   }
 
-  /** Expected time of one hash, slots all busy, in milliseconds. */
+  /** How long a slot is taken for each hash, what is done in it beside hashing included, in milliseconds. */
   get hashMs(): number {
     return this.#hashMs;
-  }
-
-  /** Tells what a hash took. */
-  measured(ms: number): void {
-    this.#hashMs += (ms - this.#hashMs) * NEWEST_WEIGHT;
   }
 
   /**
@@ -74,8 +72,11 @@ export class Slots {
     applicant.wait.throwIfOver();
     if (applicant.hashes === 0) return await work();
     await applicant.wait.timed('queue', async () => this.#take(applicant));
+    const start = performance.now();
     try {
-      return await work();
+      const result = await work();
+      this.#measured((performance.now() - start) / applicant.hashes);
+      return result;
     } finally {
       this.#taken--;
       this.#startNext();
@@ -89,7 +90,7 @@ export class Slots {
    */
   async admit<T>({ path, wait, hashes }: Applicant, work: () => Promise<T>): Promise<T> {
     const expectedMs = this.#msFor(this.#admitted.ahead(path) + 1, hashes);
-    if (this.#admitted.size >= this.#capacity && expectedMs > wait.remainingMs())
+    if (this.#admitted.size >= this.#capacity && SAFETY_FACTOR * expectedMs > wait.remainingMs())
       throw overloaded(expectedMs);
     const place = {};
     this.#admitted.push(path, place);
@@ -139,7 +140,11 @@ export class Slots {
 
   /** How long it takes to hash after so many others, in milliseconds. */
   #msFor(before: number, hashes: number): number {
-    return (before / this.#capacity + 1) * hashes * this.#hashMs + STORE_RESERVE_MS;
+    return (before / this.#capacity + 1) * hashes * this.#hashMs;
+  }
+
+  #measured(ms: number): void {
+    this.#hashMs += (ms - this.#hashMs) * NEWEST_WEIGHT;
   }
 
   #startNext(): void {

@@ -26,6 +26,16 @@ describe('admission', () => {
     await end();
   });
 
+  it('refuses who would be in time only if all went as expected', async () => {
+    const slots = new Slots(2, 1000, HASH_MS);
+    const { promise, resolve } = Promise.withResolvers<void>();
+    const flood = Array.from({ length: 15 }, () => slots.admit(applicant('flooder', 60_000), () => promise));
+    // 16 before it, two at a time, two hashes each: 1,800 ms.
+    await assert.rejects(slots.admit(applicant('flooder', 2_000), assert.fail), { reason: 'OVERLOADED' });
+    assert.equal(await slots.admit(applicant('flooder', 3_000), async () => 'served'), 'served');
+    await Promise.all([resolve(), ...flood]);
+  });
+
   it('lets in whom the flood of another application leaves room for', async () => {
     const { slots, end } = flooded();
     assert.equal(await slots.admit(applicant('other', 2_000), async () => 'served'), 'served');

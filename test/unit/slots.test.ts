@@ -183,18 +183,26 @@ describe('deadlines', () => {
   });
 
   test('a pause of the whole machine does not close the door for ever', async () => {
-    const slots = new Slots(2, 10, 10);
-    for (let i = 0; i < 3; i++) slots.measured(600_000);
-    assert.ok(slots.hashMs > 15_000);
+    const slots = new Slots(2, 10, 200_000);
     let served = 0;
     for (let i = 0; i < 200; i++) {
       await slots.run(anybody(15_000, 2), async () => {
-        slots.measured(10);
+        await settle();
         served++;
       });
     }
     assert.equal(served, 200);
     assert.ok(slots.hashMs < 100, String(slots.hashMs));
+  });
+
+  test('the expectation is what slots were taken for, hashing or not, for each hash of whoever was done', async () => {
+    const slots = new Slots(1, 10, 0);
+    for (let i = 0; i < 5; i++) await slots.run(anybody(60_000, 2), () => sleep(40));
+    // A moving average, from 0, of five times 20 ms.
+    assert.ok(slots.hashMs >= 7 && slots.hashMs < 40, String(slots.hashMs));
+    const before = slots.hashMs;
+    await assert.rejects(slots.run(anybody(), () => Promise.reject(new Error('failed'))));
+    assert.equal(slots.hashMs, before, 'who fails at once says nothing about it');
   });
 });
 
