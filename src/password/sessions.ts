@@ -1,7 +1,12 @@
 import { isIP } from 'node:net';
 import type { Call } from '../call.ts';
 import { auditedTransaction, insertAuditRecord } from '../mysql/audit.ts';
-import { countLoginAttempt, forgiveLoginAttempts, type Subject } from '../mysql/login_attempts.ts';
+import {
+  countLoginAttempt,
+  forgiveLoginAttempts,
+  loginWindowAgeMs,
+  type Subject,
+} from '../mysql/login_attempts.ts';
 import type { Database } from '../mysql/pool.ts';
 import {
   endSession,
@@ -151,8 +156,8 @@ async function guardLogin(
   limit: number,
   windowSeconds: number,
 ): Promise<void> {
-  const { attempts, ageMs } = await countLoginAttempt(statements, subject, windowSeconds);
-  if (attempts <= limit) return;
+  if ((await countLoginAttempt(statements, subject, windowSeconds)) <= limit) return;
+  const ageMs = await loginWindowAgeMs(statements, subject);
   throw new Refusal('TOO_MANY_ATTEMPTS', {
     retryAfterMs: Math.max(1000, Math.ceil(windowSeconds * 1000 - ageMs)),
   });

@@ -23,7 +23,7 @@ const NEWEST_WEIGHT = 0.1;
  * An expectation is a mean, and knows nothing of what a call does before and after its hashes: whoever is let in
  * would be in time even if it all took so many times as long.
  */
-const SAFETY_FACTOR = 1.5;
+const SAFETY_FACTOR = 2;
 const RETRY_AFTER_MIN_MS = 100;
 const RETRY_AFTER_MAX_MS = 10_000;
 
