@@ -518,6 +518,16 @@ const rows: Row[] = [
     hasRetry: true,
     audited: 'refused TOO_MANY_ATTEMPTS',
   },
+  {
+    row: 8,
+    when: 'the guard is shut and old_password is missing, too',
+    first: (service, { me }) => spendAttempts(service, me),
+    message: () => ({ oldPassword: undefined }),
+    code: 'RESOURCE_EXHAUSTED',
+    reason: 'TOO_MANY_ATTEMPTS',
+    hasRetry: true,
+    audited: 'refused TOO_MANY_ATTEMPTS',
+  },
   policy(
     'old_password is missing, too',
     '',
