@@ -1,11 +1,7 @@
 import { availableParallelism } from 'node:os';
-import { setFlagsFromString } from 'node:v8';
 
 // As many threads as cores; libuv reads this when its pool is first used, so it stands before all other imports.
 process.env.UV_THREADPOOL_SIZE ??= String(availableParallelism());
-
-// What a call leaves behind is small and dies young: a nursery that grows to V8's 48 MB costs memory, and saves nothing.
-setFlagsFromString('--semi-space-growth-factor=1');
 
 const { Command } = await import('commander');
 const { addAdminCommands } = await import('./cli/admin.ts');

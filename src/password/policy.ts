@@ -1,6 +1,7 @@
 import { ZxcvbnFactory } from '@zxcvbn-ts/core';
 import { adjacencyGraphs, dictionary } from '@zxcvbn-ts/language-common';
 import { Refusal, type Violation, type ViolationReason } from './errors.ts';
+import { Words, wordMatchers } from './words.ts';
 
 /** The rules for new passwords; the keys of the configuration's section `policy`, and the words read from its file. */
 export interface PolicyRules {
@@ -36,19 +37,12 @@ const FIRST_SCORED_LENGTH = 24;
 /** Shorter names (`jo`, `de`) turn up inside of good passwords by chance. In code points. */
 const MIN_USER_INFO_LENGTH = 4;
 
-/**
- * In how many ways `5`, `$` and their like are read as letters, each way a whole search of the dictionaries. The
- * library's 100 cost a check about four times as much (milliseconds of the main thread), and of 1,260 lightly disguised
- * common passwords it refused 7 more.
- */
-const L33T_READINGS = 20;
-
-const commonPasswords = new Set(dictionary['passwords-common'].map(String));
-const zxcvbn = new ZxcvbnFactory({
-  dictionary,
-  graphs: adjacencyGraphs,
-  l33tMaxSubstitutions: L33T_READINGS,
-});
+const words = new Words(dictionary);
+const zxcvbn = new ZxcvbnFactory(
+  // No readings of disguised letters: only the search for sequences of words needs them, and it has none here.
+  { graphs: adjacencyGraphs, l33tMaxSubstitutions: 0 },
+  wordMatchers(words),
+);
 
 /** How Rekey takes every password: Unicode NFC, and nothing else done to it (NIST SP 800-63B-4, 3.1.1.2). */
 export const normalise = (password: string) => password.normalize('NFC');
@@ -89,7 +83,7 @@ export class Policy {
     if (length < min_length) broken.push('TOO_SHORT');
     if (min_complexity > 0 && !isComplex(password, min_complexity, subject)) broken.push('TOO_WEAK');
     if (this.#rejectWords.some((word) => folded.includes(word))) broken.push('REJECTED');
-    if (reject_common && commonPasswords.has(folded)) broken.push('COMMON');
+    if (reject_common && words.has('passwords-common', folded)) broken.push('COMMON');
     if (reject_user_info && containsUserInfo(folded, subject)) broken.push('CONTAINS_USER_INFO');
     if (reject_same_as_old && password === subject.oldPassword) broken.push('SAME_AS_OLD');
     return broken;

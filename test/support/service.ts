@@ -7,6 +7,7 @@ import assert from 'node:assert/strict';
 import { type ChildProcess, spawn } from 'node:child_process';
 import { randomBytes, randomUUID } from 'node:crypto';
 import { once } from 'node:events';
+import { readFileSync } from 'node:fs';
 import { createConnection, createServer, type Socket } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
@@ -47,7 +48,12 @@ export type Environment = Record<string, string>;
 /** How long a test waits for something that is bound to happen; generous, because the machine may be busy. */
 const PATIENCE_MS = 30_000;
 const POLL_MS = 20;
-const MAIN = fileURLToPath(new URL('../../src/main.ts', import.meta.url));
+const ROOT = fileURLToPath(new URL('../..', import.meta.url));
+/** `node`'s arguments in `npm run rekey`: what is tested and measured is started as it is in earnest. */
+const REKEY = (JSON.parse(readFileSync(`${ROOT}package.json`, 'utf8')).scripts.rekey as string)
+  .split(' ')
+  .slice(1)
+  .map((argument) => argument.replace(/^src\//, `${ROOT}src/`));
 
 const QUICK: Environment = {
   REKEY_LISTEN: '127.0.0.1:0',
@@ -253,7 +259,7 @@ export function spawnRekey(
   args: readonly string[],
   environment: Environment,
 ): { child: ChildProcess; exited: ServerProcess['exited']; lines: string[]; stderr: () => string } {
-  const child = spawn(process.execPath, [MAIN, ...args], {
+  const child = spawn(process.execPath, [...REKEY, ...args], {
     env: { ...cleanEnvironment(), ...environment },
     stdio: ['ignore', 'pipe', 'pipe'],
   });

@@ -132,6 +132,11 @@ describe('guessing', () => {
     assert.deepEqual(broken({ min_complexity: 3 }, 'a'.repeat(250)), ['TOO_WEAK']);
   });
 
+  test('what many people use stays weak however many of its letters are disguised', () => {
+    for (const password of ['P4$$w0rd', '007j@m3s!', '|)onn@123!', '1m()//ta//a!', '1ar7h|_|r!'])
+      assert.deepEqual(broken({ min_complexity: 3 }, password), ['TOO_WEAK'], password);
+  });
+
   test('what belongs to the user makes a password weaker', () => {
     assert.deepEqual(broken({ min_complexity: 3 }, 'ada.lovelacex', { ...ada, displayName: '', email: '' }), [
       'TOO_WEAK',
