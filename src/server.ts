@@ -69,6 +69,8 @@ export async function startServer(config: Config, log: Logger): Promise<RunningS
   const { limits } = config;
   const server = new Server({
     interceptors: [bodyTimeout(limits.call_timeout_ms)],
+    // Counters of its own for every call and connection, which nothing here serves.
+    'grpc.enable_channelz': 0,
     'grpc.max_receive_message_length': limits.message_bytes,
     'grpc.max_concurrent_streams': limits.streams_per_connection,
     'grpc.max_connection_age_ms': limits.connection_age_seconds * 1000,

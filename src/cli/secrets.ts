@@ -1,5 +1,4 @@
 import { createInterface } from 'node:readline';
-import askPassword from '@inquirer/password';
 import { CommandError, EXIT } from './context.ts';
 
 /** Where a command gets its passwords: a terminal without echo, or standard input, a line each. Never arguments. */
@@ -16,6 +15,8 @@ const terminal: Secrets = {
     if (!process.stdin.isTTY) {
       throw new CommandError('There is no terminal to ask for a password; use --password-stdin.', EXIT.usage);
     }
+    // Megabytes that no other command needs, and the server least of all.
+    const { default: askPassword } = await import('@inquirer/password');
     // Prompts go to standard error, so that standard output stays the command's answer.
     return await askPassword({ message: what, mask: false }, { output: process.stderr });
   },

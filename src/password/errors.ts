@@ -63,7 +63,11 @@ export class Refusal extends Error {
   readonly reason: Reason;
   readonly details: RefusalDetails;
   constructor(reason: Reason, details: RefusalDetails = {}) {
+    // An answer, not a defect: nobody asks where it was made, and an overloaded server makes many.
+    const { stackTraceLimit } = Error;
+    Error.stackTraceLimit = 0;
     super(reason, details.cause === undefined ? undefined : { cause: details.cause });
+    Error.stackTraceLimit = stackTraceLimit;
     this.name = 'Refusal';
     this.reason = reason;
     this.details = details;

@@ -49,11 +49,12 @@ export type Environment = Record<string, string>;
 const PATIENCE_MS = 30_000;
 const POLL_MS = 20;
 const ROOT = fileURLToPath(new URL('../..', import.meta.url));
-/** `node`'s arguments in `npm run rekey`: what is tested and measured is started as it is in earnest. */
+/** What `npm run rekey` runs, so that what is tested and measured is started as it is in earnest: `A=b node --c src/d`. */
 const REKEY = (JSON.parse(readFileSync(`${ROOT}package.json`, 'utf8')).scripts.rekey as string)
-  .split(' ')
-  .slice(1)
-  .map((argument) => argument.replace(/^src\//, `${ROOT}src/`));
+  .replaceAll(/(?<==|\s)(?=src\/|node_modules\/)/g, ROOT)
+  .split(' ');
+const NODE = REKEY.indexOf('node');
+const STARTED_WITH = Object.fromEntries(REKEY.slice(0, NODE).map((assignment) => assignment.split('=')));
 
 const QUICK: Environment = {
   REKEY_LISTEN: '127.0.0.1:0',
@@ -259,8 +260,8 @@ export function spawnRekey(
   args: readonly string[],
   environment: Environment,
 ): { child: ChildProcess; exited: ServerProcess['exited']; lines: string[]; stderr: () => string } {
-  const child = spawn(process.execPath, [...REKEY, ...args], {
-    env: { ...cleanEnvironment(), ...environment },
+  const child = spawn(process.execPath, [...REKEY.slice(NODE + 1), ...args], {
+    env: { ...cleanEnvironment(), ...STARTED_WITH, ...environment },
     stdio: ['ignore', 'pipe', 'pipe'],
   });
   alive.add(child);
