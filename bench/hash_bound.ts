@@ -3,7 +3,7 @@
  * large as the server's, with the server's own choice of engine, and nothing else going on.
  */
 import { randomBytes } from 'node:crypto';
-import { chooseEngine } from '../src/password/engine.ts';
+import { chooseEngine, type Engine } from '../src/password/engine.ts';
 import type { Argon2Parameters } from '../src/password/phc.ts';
 import { answerQuestions } from './child.ts';
 
@@ -18,7 +18,7 @@ export interface BoundAnswer {
   readonly engine: string;
 }
 
-const { engine } = await chooseEngine('auto');
+const { engine } = await chooseEngine(process.env.REKEY_HASH_ENGINE as 'auto' | Engine['name']);
 
 answerQuestions<BoundQuestion, BoundAnswer>(async ({ slots, seconds, parameters }) => {
   const start = performance.now();

@@ -18,7 +18,8 @@ import { measureScaleOut } from './sections/scale_out.ts';
 import { measureShare } from './sections/share.ts';
 import { rekeyTarget, Stage, warmUp } from './stage.ts';
 
-const USAGE = `npm run bench -- [--quick | --full] [--only section,…] [--users n] [--rounds n] [--database mariadb|mysql]
+const USAGE = `npm run bench -- [--quick | --full] [--only section,…] [--users n] [--rounds n]
+              [--database mariadb|mysql] [--engine auto|argon2|node-rs]
 
   --quick      two minutes at most, few rounds: an idea of the figures
   --full       growth at 1,000,000 users with 10,000,000 sessions and audit records; needs 15 GB of disk, 12 GB of memory
@@ -26,6 +27,7 @@ const USAGE = `npm run bench -- [--quick | --full] [--only section,…] [--users
   --rounds     rounds of each measurement, instead
   --only       share, overload, cheap, cost, growth, processes
   --database   the database server; mariadb unless told otherwise
+  --engine     what hashes, in Rekey, in better-auth and for the bound; auto unless told otherwise
 `;
 
 const SECTIONS = ['share', 'overload', 'cheap', 'cost', 'growth', 'processes'] as const;
@@ -38,12 +40,16 @@ const { values } = parseArgs({
     users: { type: 'string' },
     rounds: { type: 'string' },
     database: { type: 'string', default: 'mariadb' },
+    engine: { type: 'string', default: 'auto' },
     help: { type: 'boolean', default: false },
   },
 });
 const sections = new Set(values.only.split(','));
+const { database, engine } = values;
 const isUnknown = [...sections].some((name) => !SECTIONS.includes(name as (typeof SECTIONS)[number]));
-if (values.help || isUnknown || (values.database !== 'mariadb' && values.database !== 'mysql')) {
+const isDatabase = database === 'mariadb' || database === 'mysql';
+const isEngine = engine === 'auto' || engine === 'argon2' || engine === 'node-rs';
+if (values.help || isUnknown || !isDatabase || !isEngine) {
   process.stdout.write(USAGE);
   process.exit(values.help ? 0 : 2);
 }
@@ -64,7 +70,7 @@ const progress = (line: string) => {
 };
 
 const cores = availableParallelism();
-const stage = await Stage.set({ database: values.database, bufferPool: scale.bufferPool, cores }, progress);
+const stage = await Stage.set({ database, bufferPool: scale.bufferPool, cores, engine }, progress);
 const all: Findings[] = [];
 try {
   await run();
@@ -118,7 +124,7 @@ async function run(): Promise<void> {
   process.stdout.write(toText(machine) + toText(verdictTable(findings.verdicts)));
   const directory = join(import.meta.dirname, 'report');
   await mkdir(directory, { recursive: true });
-  const file = join(directory, `${name}-${values.database}.html`);
+  const file = join(directory, `${name}-${database}${engine === 'auto' ? '' : `-${engine}`}.html`);
   await writeFile(file, toHtml(`Rekey: benchmark (${name})`, machine, findings));
   progress(`written: ${file}`);
 }

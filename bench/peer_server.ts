@@ -9,7 +9,7 @@ import { betterAuth } from 'better-auth';
 import { getMigrations } from 'better-auth/db/migration';
 import { toNodeHandler } from 'better-auth/node';
 import mysql from 'mysql2/promise';
-import { chooseEngine } from '../src/password/engine.ts';
+import { chooseEngine, type Engine } from '../src/password/engine.ts';
 import { type Argon2Parameters, formatArgon2, parseArgon2 } from '../src/password/phc.ts';
 import { answerQuestions } from './child.ts';
 
@@ -26,7 +26,7 @@ export interface PeerAnswer {
 
 const SALT_BYTES = 16;
 const HASH_BYTES = 32;
-const { engine } = await chooseEngine('auto');
+const { engine } = await chooseEngine(process.env.REKEY_HASH_ENGINE as 'auto' | Engine['name']);
 
 answerQuestions<PeerQuestion, PeerAnswer>(async ({ databaseUrl, poolSize, secret, parameters }) => {
   const listener = createServer();

@@ -28,6 +28,7 @@ export interface StageOptions {
   /** Megabytes. */
   readonly bufferPool: number;
   readonly cores: number;
+  readonly engine: 'auto' | 'argon2' | 'node-rs';
 }
 
 /** A filled database of Rekey's. */
@@ -99,12 +100,14 @@ export class Stage {
       progress,
     });
     // Everybody's first password has one hash: made once, with what the server is configured to.
-    const config = loadConfig(undefined, { REKEY_APPS: APP, REKEY_DATABASE_URL: database.url('none') });
+    const environment = { REKEY_APPS: APP, REKEY_HASH_ENGINE: options.engine };
+    const config = loadConfig(undefined, { ...environment, REKEY_DATABASE_URL: database.url('none') });
     const hasher = await createHasher(config);
     const passwordHash = await hasher.hash(PASSWORDS[0] as string, Wait.forMs(60_000));
     const { memory_kib: memoryKib, iterations, parallelism } = config.hash;
     const bound = await startChild<BoundQuestion, BoundAnswer>('./hash_bound.ts', {
       UV_THREADPOOL_SIZE: String(options.cores),
+      REKEY_HASH_ENGINE: options.engine,
     });
     const parameters = { memoryKib, iterations, parallelism };
     return new Stage(options, database, passwordHash, parameters, config.slots, bound, progress);
@@ -126,6 +129,7 @@ export class Stage {
       REKEY_APPS: APP,
       REKEY_LOG_FORMAT: 'json',
       REKEY_DATABASE_URL: filled.url,
+      REKEY_HASH_ENGINE: this.options.engine,
       ...environment,
     });
     this.#endings.push(() => server.stop());
@@ -137,6 +141,7 @@ export class Stage {
     const databaseUrl = await this.#createDatabase('peer');
     const child = await startChild<PeerQuestion, PeerAnswer>('./peer_server.ts', {
       UV_THREADPOOL_SIZE: String(this.options.cores),
+      REKEY_HASH_ENGINE: this.options.engine,
       NODE_ENV: 'production',
     });
     this.#endings.push(() => child.end());

@@ -1,6 +1,6 @@
 /** What happens when more is asked for than can be hashed: arrivals by the clock, from half to ten times the capacity. */
 import type { ServerProcess } from '../../test/support/service.ts';
-import { peakResidentMb } from '../processes.ts';
+import { peakResidentMb, total } from '../processes.ts';
 import type { Findings } from '../report.ts';
 import type { Scale } from '../scale.ts';
 import {
@@ -30,7 +30,24 @@ interface Sample {
   readonly refusalP50: number;
   readonly refusalP99: number;
   readonly residentMb: number;
+  /** Of the machine's CPU time, per cent. */
+  readonly argon2: number;
+  readonly restOfServer: number;
+  readonly client: number;
 }
+
+const COLUMNS = [
+  'refused',
+  'failed',
+  'p50',
+  'p99',
+  'refusalP50',
+  'refusalP99',
+  'residentMb',
+  'argon2',
+  'restOfServer',
+  'client',
+] as const satisfies (keyof Sample)[];
 
 export async function measureOverload(
   scale: Scale,
@@ -56,11 +73,15 @@ export async function measureOverload(
     capacities.push(capacity);
     for (const factor of scale.offered) {
       const open = { ...load(target), arrivals: { perSecond: factor * capacity } };
-      const [measured, residentMb] = await peakResidentMb(server.pid, () => measure(client, open));
+      const [measured, residentMb] = await peakResidentMb(server.pid, () =>
+        measure(client, open, [server.pid]),
+      );
       rekey.get(factor)?.push(sampleOf(measured, residentMb));
       if (others.has(factor)) {
         const beside = { ...open, target: peer.target };
-        const [besides, besidesMb] = await peakResidentMb(peer.pid, () => measure(client, beside));
+        const [besides, besidesMb] = await peakResidentMb(peer.pid, () =>
+          measure(client, beside, [peer.pid]),
+        );
         others.get(factor)?.push(sampleOf(besides, besidesMb));
       }
       progress(
@@ -75,6 +96,8 @@ function sampleOf(measured: Measured, residentMb: number): Sample {
   const { latencies, seconds } = measured.report;
   const count = (outcome: string) => latencies[outcome]?.length ?? 0;
   const all = sum(Object.values(latencies).map(({ length }) => length));
+  const [server] = measured.cpu as [Measured['cpu'][0]];
+  const share = (ms: number) => (100 * ms) / measured.machineMs;
   return {
     goodput: measured.perSecond,
     refused: count('RESOURCE_EXHAUSTED') / seconds,
@@ -84,6 +107,9 @@ function sampleOf(measured: Measured, residentMb: number): Sample {
     refusalP50: latency(measured, 'RESOURCE_EXHAUSTED', 0.5),
     refusalP99: latency(measured, 'RESOURCE_EXHAUSTED', 0.99),
     residentMb,
+    argon2: share(server.pool),
+    restOfServer: share(total(server) - server.pool),
+    client: share(measured.report.cpuMs),
   };
 }
 
@@ -107,9 +133,7 @@ function present(
   const row = (name: string, samples: readonly Sample[]) => [
     name,
     withSpread(over(samples, ({ goodput }) => goodput)),
-    ...(['refused', 'failed', 'p50', 'p99', 'refusalP50', 'refusalP99', 'residentMb'] as const).map((key) =>
-      figure(over(samples, (sample) => sample[key]).median),
-    ),
+    ...COLUMNS.map((key) => figure(over(samples, (sample) => sample[key]).median)),
   ];
   const line = (name: string, key: keyof Sample, from: ReadonlyMap<number, Sample[]> = rekey) => ({
     name,
@@ -141,7 +165,7 @@ function present(
     tables: [
       {
         title: 'Offered load',
-        note: `Open loop, independent arrivals, ${DEADLINE_MS} ms deadline; capacity ${withSpread(spread(capacities))} changes/s (${CAPACITY_CALLERS} callers, closed loop). Client and database on the same cores.`,
+        note: `Open loop, independent arrivals, ${DEADLINE_MS} ms deadline; capacity ${withSpread(spread(capacities))} changes/s (${CAPACITY_CALLERS} callers, closed loop). Client and database are on the same cores: what refusing costs the server, and asking the client, is lost to Argon2.`,
         headings: [
           'offered / capacity',
           'goodput/s',
@@ -152,6 +176,9 @@ function present(
           'refusal p50',
           'refusal p99',
           'RSS MB',
+          'CPU %: Argon2',
+          'rest of server',
+          'load client',
         ],
         rows: [
           ...[...rekey].map(([factor, samples]) => row(`Rekey × ${factor}`, samples)),

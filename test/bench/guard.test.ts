@@ -24,9 +24,9 @@ const OWN_CHANGE_ROUND_TRIPS = 5;
 const ANOTHERS_CHANGE_ROUND_TRIPS = 7;
 const REFUSED_TOKEN_ROUND_TRIPS = 1;
 /** A refusal for its token is one look-up and an error with details; a change five round trips and the policy. */
-const CHANGE_AGAINST_REFUSAL = 12;
+const CHANGE_AGAINST_REFUSAL = 5;
 const PARALLEL_CALLS = 1_000;
-const PARALLEL_MB = 300;
+const PARALLEL_MB = 200;
 const SLOTS = 3;
 /** CPU time and memory of another process are read from /proc. */
 const onLinux = { skip: process.platform !== 'linux' };
