@@ -83,9 +83,10 @@ export async function changePassword(
   call: Call,
   request: ChangeRequest,
 ): Promise<ChangeOutcome> {
-  const { app, peerAddress, wait } = call;
+  const { app, peerAddress, ust, wait } = call;
   // Row 14 before all others, and so without an audit record: who cannot be served costs the database nothing.
-  const applicant = { path: [app, peerAddress], wait, hashes: hashesOf(request) };
+  // Whose session it is only the database knows; one person's flood comes through one session, or a few.
+  const applicant = { path: [app, peerAddress, ust], wait, hashes: hashesOf(request) };
   return await deps.hasher.slots.admit(applicant, () => changeAdmitted(deps, call, request));
 }
 

@@ -5,8 +5,8 @@ import { Wait } from '../../src/call.ts';
 import { Slots } from '../../src/password/slots.ts';
 
 const HASH_MS = 100;
-const applicant = (app: string, deadlineMs: number) => ({
-  path: [app, 'peer'],
+const applicant = (app: string, deadlineMs: number, session = 'session') => ({
+  path: [app, 'peer', session],
   wait: new Wait(new AbortController().signal, performance.now() + deadlineMs),
   hashes: 2,
 });
@@ -39,6 +39,15 @@ describe('admission', () => {
   it('lets in whom the flood of another application leaves room for', async () => {
     const { slots, end } = flooded();
     assert.equal(await slots.admit(applicant('other', 2_000), async () => 'served'), 'served');
+    await end();
+  });
+
+  it('lets in whom the flood of another session of the same peer leaves room for', async () => {
+    const { slots, end } = flooded();
+    assert.equal(
+      await slots.admit(applicant('flooder', 2_000, 'another'), async () => 'served'),
+      'served',
+    );
     await end();
   });
 
