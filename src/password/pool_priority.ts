@@ -2,7 +2,7 @@ import { readdirSync, readFileSync } from 'node:fs';
 import { setPriority } from 'node:os';
 
 /** Enough for whatever wakes up to go first, and not so much that hashing starves beside other programs. */
-const NICENESS = 5;
+const NICENESS = 10;
 
 /**
  * Hashing gives way to everything else: the threads of libuv's pool, which do next to nothing but hash, get a lower

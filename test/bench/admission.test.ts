@@ -44,10 +44,7 @@ describe('admission', () => {
 
   it('lets in whom the flood of another session of the same peer leaves room for', async () => {
     const { slots, end } = flooded();
-    assert.equal(
-      await slots.admit(applicant('flooder', 2_000, 'another'), async () => 'served'),
-      'served',
-    );
+    assert.equal(await slots.admit(applicant('flooder', 2_000, 'another'), async () => 'served'), 'served');
     await end();
   });
 

@@ -53,7 +53,8 @@ for (const [who, app] of [
 
     const answers = [];
     const floodBefore = floodCalls;
-    for (let i = 0; i < OTHERS_CALLS; i++) answers.push((await validate(other, app, OTHERS_DEADLINE_MS)).code);
+    for (let i = 0; i < OTHERS_CALLS; i++)
+      answers.push((await validate(other, app, OTHERS_DEADLINE_MS)).code);
     const passed = floodCalls - floodBefore;
     t.diagnostic(`${OTHERS_CALLS} calls were served among ${passed} of the flood`);
     end.abort();
