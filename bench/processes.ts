@@ -1,5 +1,6 @@
 /** What the system says about processes: CPU time by thread, and memory. Linux only: it reads /proc. */
 import { readdirSync, readFileSync } from 'node:fs';
+import { setTimeout as sleep } from 'node:timers/promises';
 
 const NS_PER_MS = 1e6;
 
@@ -37,6 +38,19 @@ export const cpuSince = (pid: number, { main, pool, others }: CpuTime): CpuTime 
 };
 
 export const total = ({ main, pool, others }: CpuTime) => main + pool + others;
+
+const IDLE_SHARE = 0.05;
+const LOOK_MS = 500;
+
+/** Waits until a process has nothing left to do: what it was asked in vain it may still be working on. */
+export async function untilIdle(pid: number): Promise<void> {
+  for (let before = total(cpuTime(pid)); ; ) {
+    await sleep(LOOK_MS);
+    const now = total(cpuTime(pid));
+    if (now - before < IDLE_SHARE * LOOK_MS) return;
+    before = now;
+  }
+}
 
 const MS_PER_TICK = 10;
 

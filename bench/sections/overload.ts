@@ -1,6 +1,6 @@
 /** What happens when more is asked for than can be hashed: arrivals by the clock, from half to ten times the capacity. */
 import type { ServerProcess } from '../../test/support/service.ts';
-import { peakResidentMb, total } from '../processes.ts';
+import { peakResidentMb, total, untilIdle } from '../processes.ts';
 import type { Findings } from '../report.ts';
 import type { Scale } from '../scale.ts';
 import {
@@ -83,6 +83,8 @@ export async function measureOverload(
           measure(client, beside, [peer.pid]),
         );
         others.get(factor)?.push(sampleOf(besides, besidesMb));
+        // It goes on hashing for callers that have gone, for longer than the load lasted.
+        await untilIdle(peer.pid);
       }
       progress(
         `offered load: round ${round} of ${scale.overloadRounds}, ${factor} times ${figure(capacity)} calls/s`,
