@@ -51,8 +51,8 @@ const POLL_MS = 20;
 const ROOT = fileURLToPath(new URL('../..', import.meta.url));
 /** What `npm run rekey` runs, so that what is tested and measured is started as it is in earnest: `A=b node --c src/d`. */
 const REKEY = (JSON.parse(readFileSync(`${ROOT}package.json`, 'utf8')).scripts.rekey as string)
-  .replaceAll(/(?<==|\s)(?=src\/|node_modules\/)/g, ROOT)
-  .split(' ');
+  .split(' ')
+  .map((part) => part.replace(/(?<=^|=)(?=src\/|node_modules\/)/, () => ROOT));
 const NODE = REKEY.indexOf('node');
 const STARTED_WITH = Object.fromEntries(REKEY.slice(0, NODE).map((assignment) => assignment.split('=')));
 
