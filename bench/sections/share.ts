@@ -72,7 +72,7 @@ export async function measureShare(
   for (let round = 1; round <= scale.rounds; round++) {
     // The machine is not equally fast for long: each load is held against the bound just before and just after it.
     let before = await stage.boundPerSecond(scale.seconds / 2);
-    const beside = async (target: ReturnType<typeof rekeyTarget>, pid: number, callers: number) => {
+    const betweenBounds = async (target: ReturnType<typeof rekeyTarget>, pid: number, callers: number) => {
       const measured = await measure(client, load(callers, target), [pid, databasePid]);
       const after = await stage.boundPerSecond(scale.seconds / 2);
       const bound = (before + after) / 2;
@@ -82,9 +82,9 @@ export async function measureShare(
     };
     for (const callers of scale.callers) {
       const lineCount = server.lines.length;
-      rekey.get(callers)?.push(await beside(rekeyTarget(filled, server), server.pid, callers));
+      rekey.get(callers)?.push(await betweenBounds(rekeyTarget(filled, server), server.pid, callers));
       phases.set(callers, phasesOf(server.lines.slice(lineCount)));
-      if (others.has(callers)) others.get(callers)?.push(await beside(peer.target, peer.pid, callers));
+      if (others.has(callers)) others.get(callers)?.push(await betweenBounds(peer.target, peer.pid, callers));
     }
     progress(
       `share of the bound: round ${round} of ${scale.rounds}, the bound is ${figure(before)} changes/s`,

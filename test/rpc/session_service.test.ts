@@ -521,6 +521,7 @@ it('a log-in warns from 30 days before the expiry on, or as configured', async (
 it('both guards survive a restart of server and database', async (t) => {
   const own = await startPrivateDatabase({ kind: testDatabaseKind() }).catch((error: unknown) => {
     if (!(error instanceof PrivateDatabaseError)) throw error;
+    // A server that REKEY_DATABASE_URL names is somebody's, and not ours to restart.
     t.skip(`no database of its own to be restarted: ${error.message}`);
   });
   if (!own) return;
